@@ -1,0 +1,1 @@
+"""A rehearsal: the real pipelines against a real control plane, with stand-ins for what costs money."""
