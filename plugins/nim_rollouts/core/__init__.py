@@ -1,0 +1,1 @@
+"""Decisions: pure functions and values. Nothing here does I/O, reads a clock or knows Airflow, boto3 or Kubernetes clients."""

@@ -1,0 +1,153 @@
+"""What an environment is: region, cluster, access, stores, add-ons, budgets, policies.
+
+One file of include/environments each. Environments differ in data, never in code (apiVersion nim-rollouts/v1).
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from nim_rollouts.core.errors import SpecError
+from nim_rollouts.core.fields import LabelName, ObjectName, Strict
+from nim_rollouts.core.yamlsource import parse, validate
+
+
+class Cluster(Strict):
+    """The EKS cluster, by its name in AWS."""
+
+    name: str = Field(pattern=r"^[0-9A-Za-z][A-Za-z0-9_-]{0,99}$")
+
+
+class FolderStore(Strict):
+    """A folder on a disk that every worker and triggerer shares."""
+
+    kind: Literal["folder"]
+    path: str = Field(min_length=1)
+
+
+class S3Store(Strict):
+    """A bucket, reached with the environment's AWS connection."""
+
+    kind: Literal["s3"]
+    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    prefix: str = ""
+
+
+class TerraformState(Strict):
+    """Where terraform keeps its state (S3 with a lock file)."""
+
+    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    key: str = Field(min_length=1)
+
+
+class Terraform(Strict):
+    """The root module (a folder of include/), its state, its variables."""
+
+    root: str
+    state: TerraformState
+    variables: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _inside(self) -> Terraform:
+        path = PurePosixPath(self.root)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f'root "{self.root}" must be a folder inside include/')
+        return self
+
+
+class Requires(Strict):
+    """What must be there once the add-on is installed."""
+
+    crds: list[ObjectName] = []
+    deployments: list[ObjectName] = []
+
+
+class Addon(Strict):
+    """One Helm release. `chart` is a path relative to the repository's root, an oci:// address, or a chart's name
+    together with `repository`; `values` is a file of include/."""
+
+    name: LabelName
+    namespace: LabelName
+    chart: str = Field(min_length=1)
+    repository: str | None = None
+    version: str | None = None
+    values: str | None = None
+    requires: Requires = Requires()
+
+    @property
+    def is_local(self) -> bool:
+        """True when the chart is a folder of the checkout."""
+        return self.repository is None and "://" not in self.chart
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Addon:
+        if not self.is_local and not self.version:
+            raise ValueError(f"{self.name}: a chart from a repository needs its version, so that a run can be repeated")
+        return self
+
+
+class Budgets(Strict):
+    """How long each part may take, in seconds, before the wait for it ends with a reason."""
+
+    node_launch_s: int = Field(default=300, ge=1)
+    image_pull_s: int = Field(default=600, ge=1)
+    cache_s: int = Field(default=3600, ge=1)
+    service_s: int = Field(default=1800, ge=1)
+    benchmark_s: int = Field(default=1800, ge=1)
+    operator_s: int = Field(default=300, ge=1)
+    delete_s: int = Field(default=600, ge=1)
+
+
+class Policies(Strict):
+    """`claim`: what a run does when another live one holds the claim."""
+
+    claim: Literal["refuse", "wait"] = "refuse"
+
+
+class Environment(Strict):
+    """Everything that differs between environments."""
+
+    api_version: Literal["nim-rollouts/v1"] = Field(alias="apiVersion")
+    kind: Literal["Environment"]
+    name: LabelName
+    region: str = Field(pattern=r"^[a-z]{2}(-[a-z]+)+-\d$")
+    aws_conn_id: str = "aws_default"
+    ngc_conn_id: str = "ngc_default"
+    cluster: Cluster
+    store: Annotated[FolderStore | S3Store, Field(discriminator="kind")]
+    terraform: Terraform
+    instance_types: list[str] = Field(min_length=1)
+    addons: list[Addon] = []
+    storage_class: ObjectName
+    budgets: Budgets = Budgets()
+    policies: Policies = Policies()
+
+    @model_validator(mode="after")
+    def _releases_differ(self) -> Environment:
+        seen: set[tuple[str, str]] = set()
+        for addon in self.addons:
+            key = (addon.namespace, addon.name)
+            if key in seen:
+                raise ValueError(f"addons: {addon.name} in {addon.namespace} stands there twice; keep one")
+            seen.add(key)
+        return self
+
+
+def load_environment(name: str, text: str, source: str) -> Environment:
+    """The environment in `text`.
+
+    :param name: what was asked for: the file's stem
+    :param source: the file's name, for messages
+    :raises SpecError: with file and line
+    """
+    document = parse(text, source)
+    environment = validate(Environment, document)
+    if environment.name != name:
+        raise SpecError(
+            f'{document.at(("name",))}: the name "{environment.name}" is not that of the file ("{name}")',
+            hint="Make the two equal",
+        )
+    return environment
