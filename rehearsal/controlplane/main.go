@@ -68,6 +68,9 @@ func runEtcd() int {
 // runKwok sets KWOK's flags up in the order that its own main does: logging and configuration
 // flags are parsed before the command exists, because the configuration file carries the Stages.
 func runKwok() int {
+	// Every command inherits the process-wide flags, where Kubernetes' packages have registered a
+	// `version` flag that is no boolean; KWOK's command wants to define its own.
+	pflag.CommandLine = pflag.NewFlagSet("kwok", pflag.ContinueOnError)
 	flags := pflag.NewFlagSet("global", pflag.ContinueOnError)
 	flags.ParseErrorsAllowlist.UnknownFlags = true
 	flags.Usage = func() {}
