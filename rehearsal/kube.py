@@ -13,16 +13,19 @@ import logging
 import os
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode
 
 import aiohttp
 import yaml
 
 from rehearsal.config import Rehearsal
+
+if TYPE_CHECKING:
+    from rehearsal.cache import Cache
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +130,7 @@ class Kube:
         token_file = SERVICE_ACCOUNT / "token"
         return cls(server, "", (SERVICE_ACCOUNT / "ca.crt").read_text(), token_file=token_file)
 
-    async def __aenter__(self) -> Kube:
+    async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(ssl=self._ssl, limit=0)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
@@ -304,62 +307,9 @@ class Kube:
             log.info("event %s for %s not written: %s", reason, meta["name"], error)
 
     def cache(self, path: str, **selectors: str | None) -> Cache:
+        from rehearsal.cache import Cache
+
         return Cache(self, path, **selectors)
-
-
-class Cache:
-    """All objects of one path, kept current by a watch."""
-
-    def __init__(self, kube: Kube, path: str, **selectors: str | None):
-        self._kube, self.path, self._selectors = kube, path, selectors
-        self.items: dict[tuple[str, str], Obj] = {}
-        self._synced = asyncio.Event()
-        self._changed = asyncio.Event()
-        self._subscribers: list[Callable[[str, Obj], None]] = []
-        self._task: asyncio.Task[None] | None = None
-
-    def subscribe(self, callback: Callable[[str, Obj], None]) -> None:
-        """Call back with (ADDED | MODIFIED | DELETED, object) on every change; must not block."""
-        self._subscribers.append(callback)
-
-    def start(self) -> asyncio.Task[None]:
-        self._task = asyncio.create_task(self._run(), name=f"cache {self.path}")
-        return self._task
-
-    async def stop(self) -> None:
-        if self._task:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-
-    async def synced(self) -> None:
-        """Until the first list is in."""
-        await self._synced.wait()
-
-    async def wait_change(self, timeout: float | None = None) -> bool:
-        """Until something changes after this call, or `timeout` seconds have passed (then False)."""
-        try:
-            await asyncio.wait_for(self._changed.wait(), timeout)
-            return True
-        except TimeoutError:
-            return False
-
-    async def _run(self) -> None:
-        async for type_, obj in self._kube.watch(self.path, **self._selectors):
-            if type_ == "SYNCED":
-                self._synced.set()
-                continue
-            if type_ == "DELETED":
-                self.items.pop(key_of(obj), None)
-            else:
-                self.items[key_of(obj)] = obj
-            for callback in self._subscribers:
-                try:
-                    callback(type_, obj)
-                except Exception:
-                    log.exception("a subscriber of %s failed on %s", self.path, key_of(obj))
-            changed, self._changed = self._changed, asyncio.Event()
-            changed.set()
 
 
 def _error(status: int, text: str) -> ApiError:
