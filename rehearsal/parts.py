@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rehearsal import airflow
+from rehearsal.aws.environment import environment as aws_environment
+from rehearsal.aws.webhook import kubeconfig as webhook_kubeconfig
 from rehearsal.config import Rehearsal, write_atomic
 
 Check = Callable[[], bool]
@@ -157,25 +159,19 @@ def _airflow_healthy(r: Rehearsal, component: str) -> Check:
 def base_environment(r: Rehearsal, name: str) -> dict[str, str]:
     """What every part gets. REHEARSAL_PART marks its whole process tree, so that `down` can prove it gone."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "AWS_", "KUBE", "REHEARSAL"))}
-    return kept | {
+    own = {
         "REHEARSAL_STATE": str(r.state),
         "REHEARSAL_PART": f"{r.state}:{name}",
         "PYTHONPATH": str(r.root),
         "PYTHONUNBUFFERED": "1",
+        # Without compiled modules every task would pay seconds of imports again.
         "PYTHONDONTWRITEBYTECODE": "",
-        "AWS_ENDPOINT_URL": r.url("aws"),
-        "AWS_ACCESS_KEY_ID": "rehearsal",
-        "AWS_SECRET_ACCESS_KEY": "rehearsal",
-        "AWS_DEFAULT_REGION": "us-west-2",
-        "AWS_REGION": "us-west-2",
-        "AWS_EC2_METADATA_DISABLED": "true",
     }
+    return kept | own | aws_environment(r.url("aws"))
 
 
 def write_files(r: Rehearsal) -> None:
     """Configuration that the parts read: audit policy, token webhook, Helm under its own name."""
-    from rehearsal.aws.webhook import kubeconfig as webhook_kubeconfig
-
     policy = {
         "apiVersion": "audit.k8s.io/v1",
         "kind": "Policy",
