@@ -1,1 +1,1 @@
-"""Decisions: pure functions and values. Nothing here does I/O, reads a clock or knows Airflow, boto3 or Kubernetes clients."""
+"""Decisions: pure functions and values. Nothing here does I/O, reads a clock or knows Airflow or a client library."""

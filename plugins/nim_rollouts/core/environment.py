@@ -48,7 +48,7 @@ class Terraform(Strict):
 
     root: str
     state: TerraformState
-    variables: dict[str, Any] = {}
+    variables: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _inside(self) -> Terraform:
@@ -61,8 +61,8 @@ class Terraform(Strict):
 class Requires(Strict):
     """What must be there once the add-on is installed."""
 
-    crds: list[ObjectName] = []
-    deployments: list[ObjectName] = []
+    crds: list[ObjectName] = Field(default_factory=list)
+    deployments: list[ObjectName] = Field(default_factory=list)
 
 
 class Addon(Strict):
@@ -75,7 +75,7 @@ class Addon(Strict):
     repository: str | None = None
     version: str | None = None
     values: str | None = None
-    requires: Requires = Requires()
+    requires: Requires = Field(default_factory=Requires)
 
     @property
     def is_local(self) -> bool:
@@ -120,10 +120,10 @@ class Environment(Strict):
     store: Annotated[FolderStore | S3Store, Field(discriminator="kind")]
     terraform: Terraform
     instance_types: list[str] = Field(min_length=1)
-    addons: list[Addon] = []
+    addons: list[Addon] = Field(default_factory=list)
     storage_class: ObjectName
-    budgets: Budgets = Budgets()
-    policies: Policies = Policies()
+    budgets: Budgets = Field(default_factory=Budgets)
+    policies: Policies = Field(default_factory=Policies)
 
     @model_validator(mode="after")
     def _releases_differ(self) -> Environment:

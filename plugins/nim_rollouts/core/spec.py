@@ -72,8 +72,8 @@ class Toleration(Strict):
 class Resources(Strict):
     """Requests and limits by resource name. What is only limited is also requested, as Kubernetes does it."""
 
-    requests: dict[str, Quantity] = {}
-    limits: dict[str, Quantity] = {}
+    requests: dict[str, Quantity] = Field(default_factory=dict)
+    limits: dict[str, Quantity] = Field(default_factory=dict)
 
     @property
     def effective(self) -> dict[str, str]:
@@ -100,11 +100,11 @@ class Profile(Strict):
 
     engine: str | None = None
     precision: str | None = None
-    gpus: list[str] = []
+    gpus: list[str] = Field(default_factory=list)
     tensor_parallelism: int | None = Field(default=None, ge=1)
     qos: Literal["latency", "throughput"] | None = None
     lora: bool | None = None
-    ids: list[str] = []
+    ids: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _one_way(self) -> Profile:
@@ -120,10 +120,10 @@ class Cache(Strict):
     size: Quantity
     storage_class: ObjectName
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce", "ReadOnlyMany", "ReadWriteOncePod"] = "ReadWriteMany"
-    node_selector: dict[str, str] = {}
-    tolerations: list[Toleration] = []
-    resources: dict[Literal["cpu", "memory"], Quantity] = {}
-    env: dict[EnvName, str] = {}
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[Toleration] = Field(default_factory=list)
+    resources: dict[Literal["cpu", "memory"], Quantity] = Field(default_factory=dict)
+    env: dict[EnvName, str] = Field(default_factory=dict)
 
 
 class Service(Strict):
@@ -132,9 +132,9 @@ class Service(Strict):
     port: int = Field(default=8000, ge=1, le=65535)
     replicas: int = Field(default=1, ge=1)
     resources: Resources
-    node_selector: dict[str, str] = {}
-    tolerations: list[Toleration] = []
-    env: dict[EnvName, str] = {}
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[Toleration] = Field(default_factory=list)
+    env: dict[EnvName, str] = Field(default_factory=dict)
     runtime_class: ObjectName | None = None
 
     @property
@@ -155,8 +155,8 @@ class Benchmark(Strict):
     streaming: bool = True
     deadline_s: int = Field(default=900, ge=30)
     resources: Resources = Resources(requests={"cpu": "1", "memory": "1Gi"}, limits={"memory": "4Gi"})
-    node_selector: dict[str, str] = {}
-    tolerations: list[Toleration] = []
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[Toleration] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _sound(self) -> Benchmark:
@@ -199,7 +199,7 @@ class Deployment(Strict):
     cache: Cache
     service: Service
     benchmark: Benchmark
-    slos: list[Slo] = []
+    slos: list[Slo] = Field(default_factory=list)
     on_first_failure: Literal["remove", "keep"] = "remove"
 
 

@@ -80,7 +80,7 @@ def _build(
         loader.flatten_mapping(node)
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+            key = loader.construct_object(key_node)
             if not isinstance(key, str):
                 raise SpecError(
                     f"{source}:{key_node.start_mark.line + 1}: the key {key!r} is not text",
@@ -92,7 +92,7 @@ def _build(
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_build(loader, item, (*path, index), lines, source, parents) for index, item in enumerate(node.value)]
-    return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+    return loader.construct_object(node, deep=True)
 
 
 def _refuse_duplicates(loader: yaml.SafeLoader, node: yaml.MappingNode, source: str) -> None:

@@ -1,0 +1,113 @@
+"""The specs of a deployment's NIMCache and NIMService, as data.
+
+They are what the names' hashes cover, so every field of them comes from the deployment and nowhere else.
+Field names and rules: the NIM Operator's CRDs apps.nvidia.com/v1alpha1 (3.x).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nim_rollouts.core.spec import GPU, Deployment, Profile, Toleration
+
+# Both secrets are per namespace, so one of each serves every deployment in it.
+PULL_SECRET = "ngc-secret"
+API_SECRET = "ngc-api-secret"
+
+_GPU_TOLERATION = Toleration(key=GPU, operator="Exists", effect="NoSchedule")
+
+
+def cache_spec(deployment: Deployment) -> dict[str, Any]:
+    """`spec` of the NIMCache."""
+    cache = deployment.cache
+    spec: dict[str, Any] = {
+        "source": {
+            "ngc": {
+                "modelPuller": deployment.image.reference,
+                "pullSecret": PULL_SECRET,
+                "authSecret": API_SECRET,
+                "model": _model(deployment.profile),
+            }
+        },
+        "storage": {
+            "pvc": {
+                "create": True,
+                "storageClass": cache.storage_class,
+                "size": cache.size,
+                "volumeAccessMode": cache.access_mode,
+            }
+        },
+        "nodeSelector": dict(cache.node_selector),
+        "tolerations": _tolerations(cache.tolerations),
+        "resources": dict(cache.resources),
+        "env": _env(cache.env),
+    }
+    return _without_empty(spec)
+
+
+def service_spec(deployment: Deployment, cache_name: str) -> dict[str, Any]:
+    """`spec` of the NIMService that serves from the cache of that name, with replicas."""
+    service = deployment.service
+    tolerations = list(service.tolerations)
+    # EKS adds this by admission (ExtendedResourceToleration); a plain API server does not, and the pod stays Pending.
+    if service.gpus and not any(_tolerates_gpu(one) for one in tolerations):
+        tolerations.append(_GPU_TOLERATION)
+    spec: dict[str, Any] = {
+        "image": {
+            "repository": deployment.image.repository,
+            "tag": deployment.image.tag,
+            "pullPolicy": "IfNotPresent",
+            "pullSecrets": [PULL_SECRET],
+        },
+        "authSecret": API_SECRET,
+        "storage": {"nimCache": {"name": cache_name}},
+        "replicas": service.replicas,
+        # Both maps always: with one of them nil the operator's GPU assignment panics on every reconcile.
+        "resources": {
+            "requests": service.resources.effective,
+            "limits": service.resources.limits or service.resources.effective,
+        },
+        "nodeSelector": dict(service.node_selector),
+        "tolerations": _tolerations(tolerations),
+        # The port always: without it the operator's first reconcile panics.
+        "expose": {"service": {"type": "ClusterIP", "port": service.port}},
+        "env": _env(service.env),
+        "runtimeClassName": service.runtime_class,
+    }
+    return _without_empty(spec)
+
+
+def hashed_service_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """The part of a NIMService's spec that its name stands for: not the replicas, which move without a new service."""
+    return {key: value for key, value in spec.items() if key not in ("replicas", "scale", "labels", "annotations")}
+
+
+def _model(profile: Profile) -> dict[str, Any]:
+    if profile.ids:
+        return {"profiles": list(profile.ids)}
+    model: dict[str, Any] = {
+        "engine": profile.engine,
+        "precision": profile.precision,
+        "tensorParallelism": None if profile.tensor_parallelism is None else str(profile.tensor_parallelism),
+        "qosProfile": profile.qos,
+        "lora": profile.lora,
+        "gpus": [{"product": product} for product in profile.gpus],
+    }
+    return _without_empty(model)
+
+
+def _tolerations(tolerations: list[Toleration]) -> list[dict[str, Any]]:
+    return [one.manifest() for one in tolerations]
+
+
+def _tolerates_gpu(toleration: Toleration) -> bool:
+    return toleration.key in (GPU, None) and toleration.operator == "Exists"
+
+
+def _env(values: dict[str, str]) -> list[dict[str, str]]:
+    return [{"name": name, "value": value} for name, value in sorted(values.items())]
+
+
+def _without_empty(spec: dict[str, Any]) -> dict[str, Any]:
+    """Without what was not given. The operator drops empty maps when it rewrites the object; so do we beforehand."""
+    return {key: value for key, value in spec.items() if value is not None and value != {} and value != []}
