@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import yaml
 
 from rehearsal.config import load
 
@@ -34,6 +37,13 @@ def main() -> int:
     work = r.path("bootstrap")
     shutil.copytree(r.root / "include" / "terraform" / "bootstrap", work, dirs_exist_ok=True,
                     ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*"))  # fmt: skip
+    environment = yaml.safe_load((r.root / "include" / "environments" / "rehearsal.yaml").read_text())
+    variables = {
+        "region": environment["region"],
+        "state_bucket": environment["terraform"]["state"]["bucket"],
+        "ledger_bucket": environment["store"]["bucket"],
+    }
+    (work / "terraform.tfvars.json").write_text(json.dumps(variables))
     mirror = plugin_dir()
     env = os.environ | {"TF_IN_AUTOMATION": "1", "CHECKPOINT_DISABLE": "1"}
     init = ["terraform", "init", "-input=false", "-no-color"] + ([f"-plugin-dir={mirror}"] if mirror else [])

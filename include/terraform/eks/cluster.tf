@@ -1,0 +1,80 @@
+# EKS would make this group itself, without retention, and leave it behind on destroy.
+resource "aws_cloudwatch_log_group" "control_plane" {
+  name              = "/aws/eks/${var.cluster_name}/cluster"
+  retention_in_days = var.log_retention_days
+}
+
+resource "aws_eks_cluster" "this" {
+  name     = var.cluster_name
+  role_arn = aws_iam_role.this["cluster"].arn
+  version  = var.cluster_version
+
+  # Network, DNS and proxy come as managed add-ons (addons.tf), never as EKS's unmanaged first copies.
+  bootstrap_self_managed_addons = false
+  enabled_cluster_log_types     = var.control_plane_logs
+
+  access_config {
+    authentication_mode = "API"
+    # Administrators are named, not whoever happened to run the first apply.
+    bootstrap_cluster_creator_admin_permissions = false
+  }
+
+  vpc_config {
+    subnet_ids              = [for zone in local.zones : aws_subnet.private[zone].id]
+    endpoint_private_access = true
+    endpoint_public_access  = length(var.public_access_cidrs) > 0
+    public_access_cidrs     = length(var.public_access_cidrs) > 0 ? var.public_access_cidrs : null
+  }
+
+  upgrade_policy {
+    support_type = "STANDARD"
+  }
+
+  # Without its policies the control plane can neither come up nor, on destroy, remove its own interfaces and groups.
+  depends_on = [
+    aws_iam_role_policy_attachment.this,
+    aws_cloudwatch_log_group.control_plane,
+  ]
+}
+
+# Nodes use the security group that EKS makes for the cluster; node provisioners find it by this tag.
+resource "aws_ec2_tag" "cluster_security_group" {
+  resource_id = aws_eks_cluster.this.vpc_config[0].cluster_security_group_id
+  key         = "karpenter.sh/discovery"
+  value       = var.cluster_name
+}
+
+resource "aws_eks_node_group" "system" {
+  count = var.system_nodes.size > 0 ? 1 : 0
+
+  cluster_name    = aws_eks_cluster.this.name
+  node_group_name = "system"
+  node_role_arn   = aws_iam_role.this["system-node"].arn
+  subnet_ids      = [for zone in local.zones : aws_subnet.private[zone].id]
+  ami_type        = "BOTTLEROCKET_x86_64"
+  instance_types  = var.system_nodes.instance_types
+
+  labels = { "karpenter.sh/controller" = "true" }
+
+  scaling_config {
+    min_size     = min(1, var.system_nodes.size)
+    desired_size = var.system_nodes.size
+    max_size     = var.system_nodes.max_size
+  }
+
+  update_config {
+    max_unavailable = 1
+  }
+
+  lifecycle {
+    # Whoever scales the group afterwards (a person, an autoscaler) is not to be undone by the next apply.
+    ignore_changes = [scaling_config[0].desired_size]
+  }
+
+  # Nodes that join before the network plug-in stay NotReady; nodes without a route never join.
+  depends_on = [
+    aws_eks_addon.before_nodes,
+    aws_route_table_association.private,
+    aws_iam_role_policy_attachment.this,
+  ]
+}

@@ -1,0 +1,32 @@
+"""`python -m rehearsal.aws`: the AWS stand-in of the rehearsal in REHEARSAL_STATE, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+
+from rehearsal import config
+from rehearsal.aws.eks_cluster import ApiServer
+from rehearsal.aws.server import AwsStandIn
+
+
+def main() -> int:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    logging.getLogger("botocore").setLevel(logging.WARNING)
+    r = config.load()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    api = ApiServer(r.url("apiserver"), r.ca, r.service_cidr)
+    stand_in = AwsStandIn(api, r.ports["aws"], r.ports["webhook"])
+    stand_in.start()
+    stop.wait()
+    stand_in.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
