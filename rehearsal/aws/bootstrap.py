@@ -42,6 +42,8 @@ def main() -> int:
         "region": environment["region"],
         "state_bucket": environment["terraform"]["state"]["bucket"],
         "ledger_bucket": environment["store"]["bucket"],
+        # No lifecycle rules: the provider watches new ones for a minute before it calls them made.
+        "keep_old_versions_days": 0,
     }
     (work / "terraform.tfvars.json").write_text(json.dumps(variables))
     mirror = plugin_dir()
