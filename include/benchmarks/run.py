@@ -58,7 +58,7 @@ class Settings:
     concurrency: int = 20
     input_tokens: int = 200
     output_tokens: int = 100
-    warmup_requests: int = 20
+    warmup: int = 20  # requests before the measured ones
     streaming: bool = True
     request_rate: float = 0.0  # requests per second; 0: as fast as `concurrency` allows
     deadline_s: float = 900.0  # for everything, from the program's start
@@ -68,7 +68,7 @@ class Settings:
     tokenizer_dir: str = ""  # default: the folder of this file
     tokenizer: str = ""  # a hub name instead of the folder; needs a network
     server_metrics_url: str = ""  # NIM's own metrics (…/v1/metrics); empty: not collected, which saves seconds
-    results: str = "/results"
+    artifact_dir: str = "/artifacts"
 
     @classmethod
     def read(cls, environ: dict[str, str]) -> Settings:
@@ -177,8 +177,8 @@ def command(settings: Settings, tokenizer: str, artifacts: Path) -> list[str]:
     line += ["--artifact-dir", str(artifacts), "--ui", "none", "--no-gpu-telemetry", "--export-level", "summary"]
     if settings.streaming:
         line.append("--streaming")
-    if settings.warmup_requests:
-        line += ["--warmup-request-count", str(settings.warmup_requests)]
+    if settings.warmup:
+        line += ["--warmup-request-count", str(settings.warmup)]
     if settings.request_rate:
         line += ["--request-rate", f"{settings.request_rate:g}", "--arrival-pattern", "constant"]
     if settings.server_metrics_url:
@@ -262,13 +262,13 @@ def print_report(envelope: dict[str, object]) -> None:
 def run(settings: Settings, clock: Clock) -> None:
     prove_service(settings, clock)
     proven = clock.passed()
-    artifacts = Path(settings.results) / "aiperf"
+    artifacts = Path(settings.artifact_dir) / "aiperf"
     shutil.rmtree(artifacts, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         try:
             artifacts.mkdir(parents=True)
         except OSError as error:
-            raise Failed(2, f"BENCH_RESULTS={settings.results!r} cannot be written: {error}") from error
+            raise Failed(2, f"BENCH_ARTIFACT_DIR={settings.artifact_dir!r} cannot be written: {error}") from error
         code = measure(settings, clock, Path(folder), artifacts)
     measured = clock.passed() - proven
     lines = tail(artifacts / "aiperf.out", 40)
