@@ -54,6 +54,7 @@ _COMPLETED: dict[tuple[str, str], Callable[..., tuple[int, Json]]] = {
     ("POST", "clusters"): eks_cluster.create,
     ("GET", "clusters/*"): eks_cluster.describe,
     ("DELETE", "clusters/*"): eks_cluster.delete,
+    ("POST", "clusters/*/node-groups"): eks_cluster.create_nodegroup,
 }
 
 
@@ -98,14 +99,12 @@ class EksExtension:
         if call.segments[0] == "tags":
             return self._tags(call)
         if (completed := _match(_COMPLETED, call)) is not None:
-            return completed(self.clusters, call, lambda body: self._forward(environ, body), self.api)
+            answer: tuple[int, Json] = completed(
+                self.clusters, call, lambda body: self._forward(environ, body), self.api
+            )
+            return answer
         if (handler := _match(_ROUTES, call)) is not None:
             return 200, handler(self.clusters, call)
-        if call.method == "POST" and len(call.segments) == 3 and call.segments[2] == "node-groups":
-            status, answer = self._forward(environ, call.body)
-            if status == 200:
-                eks_cluster.nodegroup_created(self.clusters, call)
-            return status, answer
         return None
 
     def _forward(self, environ: dict[str, Any], body: Json | None) -> tuple[int, Json]:

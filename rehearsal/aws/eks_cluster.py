@@ -156,11 +156,24 @@ def versions(clusters: Clusters, call: Call) -> Json:
     )
 
 
-def nodegroup_created(clusters: Clusters, call: Call) -> None:
-    """EKS itself enters the role of a managed node group, unless it has an entry."""
-    cluster, role = clusters.find(call.caller, call.segments[1]), call.body.get("nodeRole")
-    if cluster is not None and role and role not in cluster.access_entries:
+def create_nodegroup(clusters: Clusters, call: Call, forward: Forward, api: ApiServer) -> tuple[int, Json]:
+    """moto's node group, with the settings that moto drops and without those that it invents."""
+    status, answer = forward(None)
+    cluster = clusters.get(call.caller, call.segments[1])
+    version = call.body.get("version") or _moto_cluster(cluster).version
+    group = _moto_cluster(cluster).nodegroups[call.body["nodegroupName"]]
+    group.version = version
+    group.release_version = call.body.get("releaseVersion") or f"{version}.0-20261101"
+    group.remote_access = call.body.get("remoteAccess")
+    group.resources = {"autoScalingGroups": group.resources["autoScalingGroups"]}
+    group.update_config = call.body.get("updateConfig") or {"maxUnavailable": 1}
+    group.node_repair_config = call.body.get("nodeRepairConfig")
+    role = call.body["nodeRole"]
+    # EKS itself enters the role of a managed node group, unless it has an entry.
+    if role not in cluster.access_entries:
         eks_access.add(cluster, role, "EC2_LINUX")
+    answer["nodegroup"] |= {"version": version, "releaseVersion": group.release_version}
+    return status, answer
 
 
 def _complete(described: Json, cluster: ClusterState, api: ApiServer) -> Json:

@@ -63,7 +63,7 @@ def _listen(host: str, port: int, app: WsgiApp) -> BaseWSGIServer:
     from moto.moto_server.werkzeug_app import MotoRequestHandler
     from werkzeug.serving import make_server
 
-    class Handler(MotoRequestHandler):
+    class Handler(MotoRequestHandler):  # type: ignore[misc]
         """One log line a request: what was asked of which service, and the answer's status."""
 
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:

@@ -92,7 +92,7 @@ class TokenWebhook:
                     "arn": [identity["Arn"]],
                     "canonicalArn": [arn],
                     "accessKeyId": [presigned.access_key],
-                    "sessionName": [session],
+                    **({"sessionName": [session]} if session else {}),
                 },
             }
 
