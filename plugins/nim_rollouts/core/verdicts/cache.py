@@ -1,0 +1,138 @@
+"""Is a NIMCache filled?
+
+The operator's own state misleads: Failed is set on the first failed pod while the Job still has retries and flaps
+later on, NotReady is normal for a moment after creation, and an exhausted Job can end in Pending. So the Job, its
+pods and the claim decide. (Read in the operator's source and seen in its recorded traces, 3.1.)
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from nim_rollouts.core.verdicts import gone as gone_verdict
+from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, Verdict, failed, healthy, progressing, stuck
+from nim_rollouts.core.verdicts.objects import (
+    claims_of,
+    condition,
+    events_of,
+    find,
+    is_deleting,
+    is_true,
+    name_of,
+    owned,
+    ref,
+    status,
+)
+from nim_rollouts.core.verdicts.pods import diagnose
+
+KINDS = ("NIMCache", "Job", "Pod", "PersistentVolumeClaim", "Event")
+_NO_PROFILE = "no profiles are selected"
+
+
+def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:
+    """The verdict on the NIMCache of that name."""
+    cache = find(objects, "NIMCache", name)
+    if cache is None:
+        return gone_verdict.judge(objects, "NIMCache", name, None, now)
+    if is_deleting(cache):
+        return progressing("deleting", "the NIMCache is being deleted", [f"NIMCache/{name} deletionTimestamp"])
+    state = str(status(cache).get("state") or "")
+    evidence = [f"NIMCache/{name} state={state or 'none'}"]
+    claim = find(objects, "PersistentVolumeClaim", str(status(cache).get("pvc") or f"{name}-pvc"))
+    job = next(iter(owned(objects, "Job", cache)), None)
+
+    lost = _claim_going(objects, claim, job)
+    if lost is not None:
+        return lost
+    done = _filled(cache, state, job, evidence)
+    if done is not None:
+        return done
+    if job is not None and is_true(job, "Failed"):
+        why = condition(job, "Failed")
+        return failed(
+            "job-exhausted",
+            f"the download Job gave up after {status(job).get('failed', 0)} pods: "
+            f"{why.get('message') or why.get('reason')}",
+            [f"{ref(job, 'Job')} condition Failed={why.get('reason')}"],
+        )
+    profile = str(condition(cache, "NIM_CACHE_RECONCILE_FAILED").get("message") or "")
+    if job is None and is_true(cache, "NIM_CACHE_RECONCILE_FAILED") and _NO_PROFILE in profile:
+        return failed(
+            "no-matching-profile",
+            "no model profile of the image fits the requested engine, precision and GPUs",
+            [f"NIMCache/{name} NIM_CACHE_RECONCILE_FAILED={profile}"],
+        )
+    return _on_its_way(objects, cache, claim, job, evidence)
+
+
+def _filled(cache: Object, state: str, job: Object | None, evidence: list[str]) -> Verdict | None:
+    claim_name = status(cache).get("pvc")
+    if state == "Ready" and claim_name:
+        return healthy("ready", f"the cache is filled, on claim {claim_name}", [*evidence, f"pvc={claim_name}"])
+    # status.pvc is written on Ready alone and stays: it tells a cache that was filled from one that never was.
+    if claim_name and job is not None and is_true(job, "Complete"):
+        return healthy(
+            "cache-status-flapping",
+            f"the cache is filled, on claim {claim_name}; its state {state} is noise",
+            [*evidence, f"{ref(job, 'Job')} condition Complete=True", f"pvc={claim_name}"],
+        )
+    return None
+
+
+def _claim_going(objects: Snapshot, claim: Object | None, job: Object | None) -> Verdict | None:
+    """A claim that is being deleted can neither be filled nor be trusted once it is."""
+    if claim is None or not is_deleting(claim):
+        return None
+    name = name_of(claim)
+    download = {name_of(pod) for pod in (owned(objects, "Pod", job) if job else ())}
+    users = [pod for pod in objects.get("Pod", ()) if name in claims_of(pod) and name_of(pod) not in download]
+    evidence = [f"PersistentVolumeClaim/{name} deletionTimestamp", *(ref(pod, "Pod") for pod in users)]
+    staying = [pod for pod in users if not is_deleting(pod)]
+    message = f"claim {name} is being deleted"
+    if not staying:
+        return progressing("volume-terminating", f"{message}, the pods that mount it are going", evidence)
+    holders = ", ".join(name_of(pod) for pod in staying)
+    message = f"{message} but still mounted by {holders}"
+    # Until the new download is refused by the scheduler the operator may still be choosing the profile.
+    if job is None:
+        return progressing("cache-preparing", message, evidence, Blocker("volume-terminating", message, evidence))
+    return stuck("volume-terminating", message, evidence)
+
+
+def _on_its_way(
+    objects: Snapshot, cache: Object, claim: Object | None, job: Object | None, evidence: list[str]
+) -> Verdict:
+    name = name_of(cache)
+    unbound = _unbound(objects, claim)
+    if job is None:
+        pod = find(objects, "Pod", f"{name}-pod")
+        trouble = diagnose(objects, [pod] if pod else [])
+        stage, message = "cache-preparing", "the operator prepares the claim and chooses the model profile"
+    else:
+        evidence = [*evidence, f"{ref(job, 'Job')} failed={status(job).get('failed', 0)}"]
+        trouble = diagnose(objects, owned(objects, "Pod", job))
+        failures = int(status(job).get("failed") or 0)
+        if failures:
+            limit = int((job.get("spec") or {}).get("backoffLimit", 6))
+            stage, message = "job-retrying", f"{failures} download pods failed, the Job makes up to {limit + 1}"
+        else:
+            stage, message = "cache-downloading", "the model is being downloaded"
+    if unbound is not None and (trouble is None or not trouble.final):
+        return progressing("cache-preparing", "the volume claim is not bound yet", evidence, unbound)
+    if trouble is None:
+        return progressing(stage, message, evidence)
+    return trouble.verdict(stage, message, evidence)
+
+
+def _unbound(objects: Snapshot, claim: Object | None) -> Blocker | None:
+    """A claim whose provisioning has failed at least once."""
+    if claim is None or status(claim).get("phase") == "Bound":
+        return None
+    for event in events_of(objects, claim):
+        if event.get("reason") == "ProvisioningFailed":
+            return Blocker(
+                "volume-unbound",
+                f"claim {name_of(claim)} is not bound: {event.get('message')}",
+                [f"{ref(claim, 'PersistentVolumeClaim')} phase=Pending", "Event ProvisioningFailed"],
+            )
+    return None

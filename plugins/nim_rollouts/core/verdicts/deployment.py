@@ -1,0 +1,37 @@
+"""Is a Deployment (an operator's, say) completely available? The Progressing condition is no judge: its deadline
+passes while a slow image is still being pulled."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from nim_rollouts.core.verdicts.model import Snapshot, Verdict, gone, healthy, progressing
+from nim_rollouts.core.verdicts.objects import condition, find, is_deleting, selected, status
+from nim_rollouts.core.verdicts.pods import diagnose
+
+KINDS = ("Deployment", "ReplicaSet", "Pod", "Event")
+
+
+def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:
+    """The verdict on the Deployment of that name."""
+    deployment = find(objects, "Deployment", name)
+    if deployment is None:
+        return gone("deleted", f"Deployment {name} does not exist", [f"Deployment/{name} absent"])
+    if is_deleting(deployment):
+        return progressing("deleting", "the Deployment is being deleted", [f"Deployment/{name} deletionTimestamp"])
+    spec, state = deployment.get("spec") or {}, status(deployment)
+    wanted = int(spec.get("replicas", 1))
+    counts = [int(state.get(field) or 0) for field in ("replicas", "updatedReplicas", "availableReplicas")]
+    observed = int(state.get("observedGeneration") or 0) >= int(deployment["metadata"].get("generation") or 0)
+    evidence = [f"Deployment/{name} wanted={wanted} updated={counts[1]} available={counts[2]} observed={observed}"]
+    if observed and all(count == wanted for count in counts):
+        return healthy("ready", f"{wanted} of {wanted} pods are available", evidence)
+    message = f"{min(counts[1], counts[2])} of {wanted} pods are available"
+    pods = selected(objects, "Pod", (spec.get("selector") or {}).get("matchLabels") or {})
+    trouble = diagnose(objects, pods)
+    if trouble is not None:
+        return trouble.verdict("rollout-in-progress", message, evidence)
+    refused = condition(deployment, "ReplicaFailure")
+    if refused.get("status") == "True":
+        message = f"{message}; pods cannot be made: {refused.get('message')}"
+    return progressing("rollout-in-progress", message, evidence)

@@ -1,0 +1,35 @@
+"""Has a Job of ours finished? Its conditions decide; its pods say what it waits for."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from nim_rollouts.core.verdicts.model import Snapshot, Verdict, failed, gone, healthy, progressing
+from nim_rollouts.core.verdicts.objects import condition, find, is_deleting, is_true, owned, status
+from nim_rollouts.core.verdicts.pods import diagnose
+
+KINDS = ("Job", "Pod", "Event")
+_REASONS = {"DeadlineExceeded": "job-deadline-exceeded", "BackoffLimitExceeded": "job-exhausted"}
+
+
+def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:
+    """The verdict on the Job of that name."""
+    job = find(objects, "Job", name)
+    if job is None:
+        return gone("deleted", f"Job {name} does not exist", [f"Job/{name} absent"])
+    if is_true(job, "Complete"):
+        return healthy("ready", "the Job is complete", [f"Job/{name} condition Complete=True"])
+    if is_true(job, "Failed"):
+        why = condition(job, "Failed")
+        reason = _REASONS.get(str(why.get("reason")), "job-failed")
+        return failed(
+            reason, f"the Job failed: {why.get('message') or why.get('reason')}", [f"Job/{name} {why.get('reason')}"]
+        )
+    if is_deleting(job):
+        return progressing("deleting", "the Job is being deleted", [f"Job/{name} deletionTimestamp"])
+    state = status(job)
+    evidence = [f"Job/{name} active={state.get('active', 0)} ready={state.get('ready', 0)}"]
+    stage = "job-running" if state.get("ready") else "job-pending"
+    message = "the Job's pod runs" if state.get("ready") else "the Job's pod has not started yet"
+    trouble = diagnose(objects, owned(objects, "Pod", job))
+    return trouble.verdict(stage, message, evidence) if trouble else progressing(stage, message, evidence)

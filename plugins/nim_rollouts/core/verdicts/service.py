@@ -1,0 +1,166 @@
+"""Does a NIMService serve what is wanted?
+
+Its Ready may be that of the rollout before: neither the operator nor its conditions carry an observed generation.
+Only together with a Deployment that has observed its own newest generation, runs the wanted image and is complete
+does Ready count. NotReady and Failed are never final in themselves; the pods say why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from nim_rollouts.core.verdicts import gone as gone_verdict
+from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, Verdict, healthy, progressing
+from nim_rollouts.core.verdicts.objects import condition, find, images, is_deleting, owned_by, selected, status
+from nim_rollouts.core.verdicts.pods import diagnose
+
+KINDS = ("NIMService", "NIMCache", "Deployment", "ReplicaSet", "Pod", "PersistentVolumeClaim", "Event")
+_CACHE_REASONS = {
+    "NIMCacheNotFound": ("cache-missing", "its NIMCache does not exist yet"),
+    "NIMCacheNotReady": ("cache-not-ready", "its NIMCache is not ready yet"),
+    "NIMCacheFailed": ("cache-not-ready", "its NIMCache says Failed"),
+}
+
+
+@dataclass(frozen=True)
+class Desired:
+    """What is to be served: name of the NIMService, image with tag, number of replicas."""
+
+    name: str
+    image: str
+    replicas: int = 1
+
+
+def judge(objects: Snapshot, desired: Desired | Mapping[str, Any], now: datetime) -> Verdict:
+    """The verdict on the NIMService that is desired."""
+    wanted = desired if isinstance(desired, Desired) else Desired(**desired)
+    service = find(objects, "NIMService", wanted.name)
+    if service is None:
+        return gone_verdict.judge(objects, "NIMService", wanted.name, None, now)
+    if is_deleting(service):
+        return progressing(
+            "deleting", "the NIMService is being deleted", [f"NIMService/{wanted.name} deletionTimestamp"]
+        )
+    deployment = find(objects, "Deployment", wanted.name)
+    if deployment is not None and not owned_by(deployment, service):
+        deployment = None  # that of a deleted namesake, on its way out
+    state = str(status(service).get("state") or "")
+    evidence = [f"NIMService/{wanted.name} state={state or 'none'}", _deployment_evidence(deployment, wanted)]
+    spec = service.get("spec") or {}
+    asked = f"{(spec.get('image') or {}).get('repository')}:{(spec.get('image') or {}).get('tag')}"
+    if asked != wanted.image:
+        message = f"the NIMService asks for {asked}, wanted is {wanted.image}"
+        return progressing(
+            "rollout-in-progress", message, evidence, Blocker("update-not-propagated", message, evidence)
+        )
+    if state == "Ready":
+        return _ready(deployment, wanted, evidence)
+    held = _by_cache(service, deployment, wanted, evidence)
+    if held is not None:
+        return held
+    return _rolling_out(objects, deployment, wanted, evidence)
+
+
+def _ready(deployment: Object | None, wanted: Desired, evidence: list[str]) -> Verdict:
+    if deployment is not None and is_complete(deployment, wanted):
+        return healthy("ready", f"{wanted.replicas} of {wanted.replicas} pods serve {wanted.image}", evidence)
+    if deployment is not None and _surplus_only(deployment, wanted):
+        return healthy("scaling-down", "surplus pods are going, the service keeps serving", evidence)
+    return progressing(
+        "stale-ready",
+        "Ready is shown, but belongs to the rollout before",
+        evidence,
+        _not_propagated(deployment, wanted, evidence),
+    )
+
+
+def _by_cache(service: Object, deployment: Object | None, wanted: Desired, evidence: list[str]) -> Verdict | None:
+    """The verdict when the state is not Ready because of the cache."""
+    reasons = (condition(service, "Failed"), condition(service, "Ready"))
+    code = next((str(one["reason"]) for one in reasons if one.get("reason") in _CACHE_REASONS), None)
+    if code is None:
+        return None
+    slug, text = _CACHE_REASONS[code]
+    evidence = [*evidence, f"NIMService/{wanted.name} reason={code}"]
+    if deployment is None:
+        return progressing(slug, text, evidence)
+    if is_complete(deployment, wanted) and wanted.replicas > 0:
+        return healthy(
+            "serving-degraded-status", f"the pods serve {wanted.image}; the state is bad because {text}", evidence
+        )
+    blocker = _not_propagated(deployment, wanted, evidence)
+    if blocker is not None:
+        return progressing("rollout-in-progress", blocker.message, evidence, blocker)
+    return None
+
+
+def _rolling_out(objects: Snapshot, deployment: Object | None, wanted: Desired, evidence: list[str]) -> Verdict:
+    stage, message = "rollout-in-progress", _progress(deployment, wanted)
+    pods = [pod for pod in selected(objects, "Pod", {"app": wanted.name}) if wanted.image in images(pod)]
+    trouble = diagnose(objects, pods)
+    if trouble is not None:
+        return trouble.verdict(stage, message, evidence)
+    if deployment is not None and is_complete(deployment, wanted) and wanted.replicas > 0:
+        return progressing(
+            "model-endpoint-unavailable", "all pods are ready, /v1/models does not answer the operator yet", evidence
+        )
+    return progressing(stage, message, evidence, _not_propagated(deployment, wanted, evidence))
+
+
+def is_complete(deployment: Object, wanted: Desired) -> bool:
+    """True when the Deployment has observed its newest generation and all wanted replicas serve the wanted image."""
+    state = status(deployment)
+    counts = [int(state.get(field) or 0) for field in ("replicas", "updatedReplicas", "availableReplicas")]
+    return (
+        _observed(deployment)
+        and wanted.image in images(deployment)
+        and _replicas(deployment) == wanted.replicas
+        and all(count == wanted.replicas for count in counts)
+    )
+
+
+def _surplus_only(deployment: Object, wanted: Desired) -> bool:
+    """True while a scale-down is under way and enough pods of the wanted image serve."""
+    state = status(deployment)
+    serving = min(int(state.get("updatedReplicas") or 0), int(state.get("availableReplicas") or 0))
+    same_pods = wanted.image in images(deployment) and int(state.get("replicas") or 0) == serving
+    return same_pods and serving > wanted.replicas > 0
+
+
+def _not_propagated(deployment: Object | None, wanted: Desired, evidence: list[str]) -> Blocker | None:
+    if deployment is None:
+        return None
+    if wanted.image in images(deployment) and _replicas(deployment) == wanted.replicas:
+        return None
+    message = f"the Deployment still has {', '.join(images(deployment))} with {_replicas(deployment)} replicas"
+    return Blocker("update-not-propagated", message, evidence)
+
+
+def _observed(deployment: Object) -> bool:
+    return int(status(deployment).get("observedGeneration") or 0) >= int(deployment["metadata"].get("generation") or 0)
+
+
+def _replicas(deployment: Object) -> int:
+    return int((deployment.get("spec") or {}).get("replicas", 1))
+
+
+def _progress(deployment: Object | None, wanted: Desired) -> str:
+    if deployment is None:
+        return "the operator has not made the Deployment yet"
+    available = int(status(deployment).get("availableReplicas") or 0) if wanted.image in images(deployment) else 0
+    updated = int(status(deployment).get("updatedReplicas") or 0) if _observed(deployment) else 0
+    return f"{updated} of {wanted.replicas} pods made, {min(available, updated)} available"
+
+
+def _deployment_evidence(deployment: Object | None, wanted: Desired) -> str:
+    if deployment is None:
+        return f"Deployment/{wanted.name} absent"
+    state = status(deployment)
+    return (
+        f"Deployment/{wanted.name} generation={deployment['metadata'].get('generation')} "
+        f"observed={state.get('observedGeneration')} updated={state.get('updatedReplicas', 0)} "
+        f"available={state.get('availableReplicas', 0)} image={','.join(images(deployment))}"
+    )
