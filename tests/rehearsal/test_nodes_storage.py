@@ -1,0 +1,397 @@
+"""Nodes and volumes on a real control plane: etcd, API server, controller-manager, scheduler and KWOK, and moto.
+
+The control plane is this file's own (no Airflow, no runner), because KWOK and the stand-ins are ended and started
+again here. Pods get no kubelet: they are bound, and end when they are deleted at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from rehearsal import supervisor, toolbox
+from rehearsal.config import Rehearsal
+from rehearsal.kube import Kube, NotFound, Obj, path, path_of
+
+PARTS = {
+    "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "cluster-setup", "kwok",
+    "aws", "nodes", "storage",
+}  # fmt: skip
+TIMING = {"node_start": 0.5, "node_empty": 2.0, "volume_provision": 0.1, "volume_retry_max": 2.0}
+GPU = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+POOL = {"instanceType": "g5-gpu-karpenter"}
+
+
+class Plane:
+    """A control plane with the parts under test, each of which can be ended and started again."""
+
+    def __init__(self, state: Path) -> None:
+        self.r, self._lock = supervisor.prepare(state, with_airflow=False)
+        (self.r.state / "timing.json").write_text(json.dumps(TIMING))
+        self._supervisor = supervisor.Supervisor(self.r)
+        self._supervisor.parts = [part for part in self._supervisor.parts if part.name in PARTS]
+
+    def start(self) -> None:
+        while not self._supervisor.all_ready:
+            self._supervisor._start_what_can_start()
+            self._supervisor._look()
+            for name, why in self._supervisor.failed.items():
+                pytest.fail(f"{name} {why}:\n" + (self.r.logs / f"{name}.log").read_text()[-2000:])
+            time.sleep(0.1)
+
+    def end(self, name: str) -> None:
+        process = self._supervisor.running.pop(name).process
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.wait(5)
+        assert time.monotonic() - began < 5
+        (self.r.state / "ready" / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._supervisor.end()
+        self._lock.close()
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toolbox, "aiperf_executable", lambda: Path("/nonexistent"))  # not needed here
+        plane = Plane(tmp_path_factory.mktemp("plane"))
+    try:
+        plane.start()
+        yield plane
+    finally:
+        plane.close()
+
+
+@pytest.fixture
+def r(plane: Plane) -> Rehearsal:
+    return plane.r
+
+
+@pytest.fixture
+async def kube(r: Rehearsal) -> AsyncIterator[Kube]:
+    async with Kube.from_rehearsal(r) as kube:
+        yield kube
+        for pod in await kube.list("/api/v1/namespaces/default/pods"):
+            await kube.delete(path(pod), {"gracePeriodSeconds": 0})
+        for claim in await kube.list("/api/v1/namespaces/default/persistentvolumeclaims"):
+            await kube.delete(path(claim))
+        for storage_class in await kube.list("/apis/storage.k8s.io/v1/storageclasses"):
+            await kube.delete(path(storage_class))
+        await until(lambda: _none(kube, "/api/v1/persistentvolumes"))
+        await until(lambda: _none(kube, "/api/v1/nodes"))
+
+
+async def _none(kube: Kube, collection: str) -> bool:
+    return not await kube.list(collection)
+
+
+async def until(check: Callable[[], Awaitable[Any]], *, within: float = 25.0) -> Any:
+    """The check's result as soon as it is true; fails after ``within`` seconds."""
+    deadline = time.monotonic() + within
+    while not (result := await check()):
+        assert time.monotonic() < deadline, f"not within {within} s"
+        await asyncio.sleep(0.2)
+    return result
+
+
+def pod(name: str, limits: dict[str, str] | None = None, **spec: Any) -> Obj:
+    container = {"name": "main", "image": "example.com/none", "resources": {"limits": limits or {}}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
+            "spec": {"containers": [container], **spec}}  # fmt: skip
+
+
+async def create(kube: Kube, obj: Obj) -> Obj:
+    return await kube.create(path_of(obj["apiVersion"], obj["kind"], obj["metadata"].get("namespace")), obj)
+
+
+async def messages(kube: Kube, name: str, reason: str, component: str) -> list[str]:
+    events = await kube.list("/api/v1/namespaces/default/events", field_selector=f"involvedObject.name={name}")
+    return [e["message"] for e in events if e["reason"] == reason and e["reportingComponent"].startswith(component)]
+
+
+def home(kube: Kube, name: str) -> Callable[[], Awaitable[str | None]]:
+    async def look() -> str | None:
+        return (await kube.get(f"/api/v1/namespaces/default/pods/{name}"))["spec"].get("nodeName")
+
+    return look
+
+
+# --- nodes ---------------------------------------------------------------------------------------------------------
+
+
+async def test_two_gpu_pods_get_one_node_which_goes_when_they_are_gone(kube: Kube) -> None:
+    assert await kube.list("/api/v1/nodes") == []
+    limits = {"cpu": "20", "nvidia.com/gpu": "2"}
+    for name in ("one", "two"):
+        await create(kube, pod(name, limits, tolerations=[GPU], nodeSelector=POOL))
+    homes = {await until(home(kube, "one")), await until(home(kube, "two"))}
+    nodes = await kube.list("/api/v1/nodes")
+    assert len(nodes) == 1 and homes == {nodes[0]["metadata"]["name"]}
+    node = nodes[0]
+    labels = node["metadata"]["labels"]
+    assert {**labels, **POOL, "type": "karpenter", "accelerator": "nvidia", "gpuType": "a10g"} == labels
+    assert (labels["node.kubernetes.io/instance-type"], labels["nvidia.com/gpu.product"]) == (
+        "g5.12xlarge", "NVIDIA-A10G",
+    )  # fmt: skip
+    assert node["status"]["capacity"]["nvidia.com/gpu"] == "4"
+    zone = labels["topology.kubernetes.io/zone"]
+    assert node["spec"]["providerID"].startswith(f"aws:///{zone}/i-")
+    assert {"key": "nvidia.com/gpu", "effect": "NoSchedule"} in node["spec"]["taints"]
+    nominated = await messages(kube, "one", "Nominated", "karpenter")
+    assert len(nominated) == 1 and nominated[0].startswith("Pod should schedule on: nodeclaim/g5-gpu-karpenter-")
+    await kube.delete("/api/v1/namespaces/default/pods/one", {"gracePeriodSeconds": 0})
+    await asyncio.sleep(TIMING["node_empty"] + 1.5)
+    assert len(await kube.list("/api/v1/nodes")) == 1, "a node with a pod stays"
+    await kube.delete("/api/v1/namespaces/default/pods/two", {"gracePeriodSeconds": 0})
+    await until(lambda: _none(kube, "/api/v1/nodes"))
+    assert await messages(kube, node["metadata"]["name"], "DisruptionTerminating", "karpenter") == [
+        "Disrupting Node: Empty"
+    ]
+
+
+async def test_a_pod_without_a_gpu_gets_the_cheap_shape(kube: Kube) -> None:
+    await create(kube, pod("cpu"))
+    name = await until(home(kube, "cpu"))
+    node = await kube.get(f"/api/v1/nodes/{name}")
+    assert node["metadata"]["labels"]["karpenter.sh/nodepool"] == "x86-cpu-karpenter"
+
+
+async def test_a_pod_that_no_shape_holds_is_told_why(kube: Kube) -> None:
+    await create(kube, pod("untolerated", {"nvidia.com/gpu": "1"}))
+    await create(kube, pod("large", {"nvidia.com/gpu": "8"}, tolerations=[GPU]))
+    told = await until(lambda: messages(kube, "large", "FailedScheduling", "karpenter"))
+    assert 'incompatible with nodepool "g5-gpu-karpenter"' in told[0]
+    assert 'no instance type satisfied resources {"nvidia.com/gpu":"8","pods":"1"}' in told[0]
+    told = await until(lambda: messages(kube, "untolerated", "FailedScheduling", "karpenter"))
+    assert "did not tolerate nvidia.com/gpu:NoSchedule" in told[0]
+    assert await kube.list("/api/v1/nodes") == []
+
+
+async def test_kwok_keeps_address_lease_and_logs_also_over_its_restart(plane: Plane, kube: Kube) -> None:
+    await create(kube, pod("logged"))
+    name = await until(home(kube, "logged"))
+    file = plane.r.state / "logged.log"
+    file.write_text("2026-01-01T00:00:00.000000000Z stdout F hello from a pod\n")
+    entry = {"containers": ["main"], "logsFile": str(file), "follow": False}
+    await create(kube, {"apiVersion": "kwok.x-k8s.io/v1alpha1", "kind": "Logs",
+                        "metadata": {"name": "logged", "namespace": "default"}, "spec": {"logs": [entry]}})  # fmt: skip
+
+    async def logs() -> bool:
+        try:
+            return "hello from a pod" in await kube.text("/api/v1/namespaces/default/pods/logged/log")
+        except Exception:  # KWOK has not seen the object, or is not up yet
+            return False
+
+    async def complete() -> bool:
+        node = await kube.get(f"/api/v1/nodes/{name}")
+        addresses = {a["type"]: a["address"] for a in node["status"].get("addresses") or []}
+        return addresses == {"InternalIP": "127.0.0.1", "Hostname": name}
+
+    async def leased() -> bool:
+        try:
+            return bool(await kube.get(f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}"))
+        except NotFound:
+            return False
+
+    remove = [{"op": "remove", "path": "/status/addresses"}]
+    await until(logs)
+    await until(leased)
+    await kube.patch(f"/api/v1/nodes/{name}/status", remove, kind="json")
+    await until(complete)
+    plane.end("kwok")
+    await kube.patch(f"/api/v1/nodes/{name}/status", remove, kind="json")
+    plane.start()
+    await until(complete)
+    await until(logs)
+    live = await kube.get("/api/v1/namespaces/default/pods/logged")
+    assert live["status"]["phase"] == "Pending" and "podIP" not in live["status"], "KWOK writes no pod"
+
+
+async def test_nodes_stand_in_goes_on_after_a_restart(plane: Plane, kube: Kube) -> None:
+    await create(kube, pod("before"))
+    first = await until(home(kube, "before"))
+    plane.end("nodes")
+    await create(kube, pod("gpu", {"nvidia.com/gpu": "1"}, tolerations=[GPU]))
+    await kube.delete("/api/v1/namespaces/default/pods/before", {"gracePeriodSeconds": 0})
+    plane.start()
+    second = await until(home(kube, "gpu"))
+    assert second != first
+
+    async def only_second() -> bool:
+        return [n["metadata"]["name"] for n in await kube.list("/api/v1/nodes")] == [second]
+
+    await until(only_second)
+
+
+# --- storage -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def efs(r: Rehearsal) -> Iterator[Any]:
+    credentials = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-west-2"}
+    client = boto3.client("efs", endpoint_url=r.url("aws"), **credentials)
+    yield client
+    for fs in client.describe_file_systems()["FileSystems"]:
+        for target in client.describe_mount_targets(FileSystemId=fs["FileSystemId"])["MountTargets"]:
+            client.delete_mount_target(MountTargetId=target["MountTargetId"])
+        client.delete_file_system(FileSystemId=fs["FileSystemId"])
+
+
+def file_system(r: Rehearsal, efs: Any, *, mounted: bool = True) -> str:
+    fs = efs.create_file_system(CreationToken=f"test-{time.monotonic_ns()}")["FileSystemId"]
+    if mounted:
+        mount(r, efs, fs)
+    return str(fs)
+
+
+def mount(r: Rehearsal, efs: Any, fs: str) -> None:
+    credentials = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-west-2"}
+    ec2 = boto3.client("ec2", endpoint_url=r.url("aws"), **credentials)
+    subnet = ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+    efs.create_mount_target(FileSystemId=fs, SubnetId=subnet)
+
+
+async def storage_class(kube: Kube, fs: str, *, mode: str = "Immediate", **parameters: str) -> str:
+    name = f"class-{time.monotonic_ns()}"
+    given = {"provisioningMode": "efs-ap", "fileSystemId": fs, "directoryPerms": "770", "uid": "1000", "gid": "2000",
+             "basePath": "/volumes", **parameters}  # fmt: skip
+    await create(kube, {
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": name},
+        "provisioner": "efs.csi.aws.com", "reclaimPolicy": "Delete", "volumeBindingMode": mode,
+        "mountOptions": ["tls", "iam"], "parameters": given,
+    })  # fmt: skip
+    return name
+
+
+def claim(class_name: str, name: str = "data") -> Obj:
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": "default"},
+            "spec": {"accessModes": ["ReadWriteMany"], "storageClassName": class_name,
+                     "resources": {"requests": {"storage": "50Gi"}}}}  # fmt: skip
+
+
+def bound(kube: Kube, name: str = "data") -> Callable[[], Awaitable[Obj | None]]:
+    async def look() -> Obj | None:
+        live = await kube.get(f"/api/v1/namespaces/default/persistentvolumeclaims/{name}")
+        return live if live["status"]["phase"] == "Bound" else None
+
+    return look
+
+
+def points(efs: Any) -> list[dict[str, Any]]:
+    return list(efs.describe_access_points()["AccessPoints"])
+
+
+async def test_a_claim_is_bound_and_released(r: Rehearsal, kube: Kube, efs: Any) -> None:
+    fs = file_system(r, efs)
+    made = await create(kube, claim(await storage_class(kube, fs)))
+    live = await until(bound(kube))
+    name = live["spec"]["volumeName"]
+    assert name == f"pvc-{made['metadata']['uid']}"
+    pv = await kube.get(f"/api/v1/persistentvolumes/{name}")
+    (point,) = points(efs)
+    assert pv["spec"]["csi"]["volumeHandle"] == f"{fs}::{point['AccessPointId']}"
+    assert pv["spec"]["capacity"]["storage"] == "50Gi" and pv["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert pv["spec"]["mountOptions"] == ["tls", "iam"] and pv["spec"]["persistentVolumeReclaimPolicy"] == "Delete"
+    assert point["PosixUser"] == {"Uid": 1000, "Gid": 2000}
+    assert point["RootDirectory"]["Path"] == f"/volumes/{name}"
+    assert point["RootDirectory"]["CreationInfo"]["Permissions"] == "770"
+    folder = r.path("volumes") / name
+    assert folder.stat().st_mode & 0o7777 == 0o770
+    assert await messages(kube, "data", "Provisioning", "efs.csi.aws.com") == [
+        'External provisioner is provisioning volume for claim "default/data"'
+    ]
+    assert await messages(kube, "data", "ProvisioningSucceeded", "efs.csi.aws.com") == [
+        f"Successfully provisioned volume {name}"
+    ]
+    assert await messages(kube, "data", "ExternalProvisioning", "persistentvolume-controller")
+    (folder / "model").write_text("content")
+    await kube.delete(path(made))
+    await until(lambda: _none(kube, "/api/v1/persistentvolumes"))
+    assert points(efs) == [] and not folder.exists()
+    driver = await kube.get("/apis/storage.k8s.io/v1/csidrivers/efs.csi.aws.com")
+    assert driver["spec"]["attachRequired"] is False
+
+
+async def test_a_restart_makes_no_second_volume_and_forgets_no_release(
+    plane: Plane, r: Rehearsal, kube: Kube, efs: Any
+) -> None:
+    class_name = await storage_class(kube, file_system(r, efs))
+    kept = await create(kube, claim(class_name, "kept"))
+    released = await create(kube, claim(class_name, "released"))
+    await until(bound(kube, "kept"))
+    await until(bound(kube, "released"))
+    plane.end("storage")
+    # An access point whose claim was deleted before it had a volume, one that another tool made, and a release.
+    fs = points(efs)[0]["FileSystemId"]
+    efs.create_access_point(ClientToken="pvc-gone", FileSystemId=fs,
+                            Tags=[{"Key": "efs.csi.aws.com/cluster", "Value": "true"}])  # fmt: skip
+    foreign = efs.create_access_point(ClientToken="other", FileSystemId=fs)["AccessPointId"]
+    late = await create(kube, claim(class_name, "late"))
+    await kube.delete(path(released))
+    # As if it had been ended between the access point and the volume.
+    half = efs.create_access_point(ClientToken=f"pvc-{late['metadata']['uid']}", FileSystemId=fs,
+                                   Tags=[{"Key": "efs.csi.aws.com/cluster", "Value": "true"}])  # fmt: skip
+    plane.start()
+    await until(bound(kube, "late"))
+
+    async def settled() -> bool:
+        return len(await kube.list("/api/v1/persistentvolumes")) == 2 and len(points(efs)) == 3
+
+    await until(settled)
+    handles = {pv["spec"]["csi"]["volumeHandle"] for pv in await kube.list("/api/v1/persistentvolumes")}
+    assert f"{fs}::{half['AccessPointId']}" in handles
+    tokens = {f"pvc-{each['metadata']['uid']}" for each in (kept, late)}
+    assert {p["ClientToken"] for p in points(efs)} == {"other", *tokens}
+    efs.delete_access_point(AccessPointId=foreign)
+
+
+async def test_failures_are_worded_as_the_drivers_and_tried_again(r: Rehearsal, kube: Kube, efs: Any) -> None:
+    missing = await storage_class(kube, "fs-0123456789abcdef0")
+    unmounted = file_system(r, efs, mounted=False)
+    waiting = await storage_class(kube, unmounted)
+    incomplete = await storage_class(kube, unmounted, provisioningMode="efs-dir")
+    for name, class_name in (("missing", missing), ("unmounted", waiting), ("incomplete", incomplete)):
+        await create(kube, claim(class_name, name))
+
+    async def told(name: str) -> list[str]:
+        return await messages(kube, name, "ProvisioningFailed", "efs.csi.aws.com")
+
+    assert await until(lambda: told("missing")) == [
+        f'failed to provision volume with StorageClass "{missing}": rpc error: code = InvalidArgument '
+        "desc = File System does not exist: Resource was not found"
+    ]
+    assert "Cannot find mount targets for file system" in (await until(lambda: told("unmounted")))[0]
+    assert "Provisioning mode efs-dir is not supported" in (await until(lambda: told("incomplete")))[0]
+    assert points(efs) == [] and await kube.list("/api/v1/persistentvolumes") == []
+    mount(r, efs, unmounted)
+    await until(bound(kube, "unmounted"))
+    events = await kube.list("/api/v1/namespaces/default/events", field_selector="involvedObject.name=missing")
+    assert max(e["count"] for e in events if e["reason"] == "ProvisioningFailed") > 1
+
+
+async def test_wait_for_first_consumer_waits_for_the_scheduler(r: Rehearsal, kube: Kube, efs: Any) -> None:
+    await create(kube, claim(await storage_class(kube, file_system(r, efs), mode="WaitForFirstConsumer")))
+    await asyncio.sleep(1.5)
+    assert points(efs) == []
+    volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
+    await create(kube, pod("consumer", volumes=volumes))
+    await until(bound(kube))
+    assert await until(home(kube, "consumer"))
+
+
+async def test_an_immediate_claim_and_its_gpu_pod_come_together(r: Rehearsal, kube: Kube, efs: Any) -> None:
+    await create(kube, claim(await storage_class(kube, file_system(r, efs))))
+    volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
+    await create(kube, pod("model", {"nvidia.com/gpu": "2"}, tolerations=[GPU], volumes=volumes))
+    assert await until(home(kube, "model"))
+    assert len(await kube.list("/api/v1/nodes")) == 1
