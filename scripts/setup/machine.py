@@ -75,7 +75,7 @@ def _terraform() -> str | None:
     named = os.environ.get("TERRAFORM") or "terraform"
     found = shutil.which(named)
     if not found:
-        return f"terraform {_dotted(TERRAFORM)} or newer: no `{named}` on PATH. Install it, or set TERRAFORM to its path"
+        return f"terraform {_dotted(TERRAFORM)} or newer: no `{named}` on PATH. Install it, or set TERRAFORM"
     # The check-point call asks the vendor's server for news: slow, and of no use here.
     said = _output([found, "version", "-json"], {"CHECKPOINT_DISABLE": "1"})
     try:

@@ -42,7 +42,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def only_one(name: str, folder: Path) -> Iterator[None]:
-    """Let one checkout at a time make `name` in the shared cache folder. The kernel drops the lock of a dead process."""
+    """Let one checkout at a time make `name` in a shared folder. The kernel drops the lock of a dead process."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f".{name}.lock", "w") as lock:
         try:
