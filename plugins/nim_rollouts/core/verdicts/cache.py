@@ -84,8 +84,9 @@ def _claim_going(objects: Snapshot, claim: Object | None, job: Object | None) ->
     if claim is None or not is_deleting(claim):
         return None
     name = name_of(claim)
-    download = {name_of(pod) for pod in (owned(objects, "Pod", job) if job else ())}
-    users = [pod for pod in objects.get("Pod", ()) if name in claims_of(pod) and name_of(pod) not in download]
+    downloads = owned(objects, "Pod", job) if job else []
+    names = {name_of(pod) for pod in downloads}
+    users = [pod for pod in objects.get("Pod", ()) if name in claims_of(pod) and name_of(pod) not in names]
     evidence = [f"PersistentVolumeClaim/{name} deletionTimestamp", *(ref(pod, "Pod") for pod in users)]
     staying = [pod for pod in users if not is_deleting(pod)]
     message = f"claim {name} is being deleted"
@@ -93,9 +94,11 @@ def _claim_going(objects: Snapshot, claim: Object | None, job: Object | None) ->
         return progressing("volume-terminating", f"{message}, the pods that mount it are going", evidence)
     holders = ", ".join(name_of(pod) for pod in staying)
     message = f"{message} but still mounted by {holders}"
-    # Until the new download is refused by the scheduler the operator may still be choosing the profile.
-    if job is None:
+    trouble = diagnose(objects, downloads)
+    if trouble is None or trouble.reason != "volume-terminating":
+        # The scheduler has not refused the new download yet; the holder may still go.
         return progressing("cache-preparing", message, evidence, Blocker("volume-terminating", message, evidence))
+    evidence = [*evidence, *trouble.evidence]
     return stuck("volume-terminating", message, evidence)
 
 

@@ -97,9 +97,10 @@ def _pull(objects: Snapshot, pod: Object, container: Mapping[str, Any], waiting:
     text = next((one for one in texts if _pull_reason(one)[0] != "image-pull-failing"), texts[0])
     reason, final = _pull_reason(text)
     image = container.get("image")
-    # One refusal may be a blip of the registry; a kubelet that backs off has been refused and will be again.
+    # One refusal may be a blip of the registry; a kubelet that backs off, or pulls again after that, has been refused
+    # and will be. (The pod's status leads: its BackOff event arrives a moment before it.)
     backed_off = waiting.get("reason") in ("ImagePullBackOff", "InvalidImageName") or any(
-        event.get("reason") == "BackOff" for event in events
+        event.get("reason") == "Pulling" and int(event.get("count") or 1) > 1 for event in events
     )
     message = f"image {image} cannot be pulled: {_tail(text) or waiting.get('reason')}"
     return _trouble(pod, reason, message, final=final and backed_off, shown=final, state=str(waiting.get("reason")))
