@@ -91,6 +91,8 @@ def _control_plane(r: Rehearsal) -> list[Part]:
         "--node-ip=127.0.0.1", f"--node-port={port['kwok']}", f"--server-address=127.0.0.1:{port['kwok']}",
         f"--tls-cert-file={pki / 'server.crt'}", f"--tls-private-key-file={pki / 'server.key'}",
         "--enable-crds=Logs,PortForward,Exec",
+        # As a kubelet's. Without it KWOK keeps no leases, and the node lifecycle controller calls a node lost.
+        "--node-lease-duration-seconds=40",
     ]  # fmt: skip
     etcd = [
         binary, "etcd", f"--data-dir={r.state / 'etcd'}", "--unsafe-no-fsync", "--log-level=warn",
@@ -106,7 +108,9 @@ def _control_plane(r: Rehearsal) -> list[Part]:
         Part("kube-scheduler", [binary, "kube-scheduler", kubeconfig, "--leader-elect=false", "--secure-port=0"],
              ("kube-apiserver",), always),
         Part("cluster-setup", [r.python, "-m", "rehearsal.cluster_setup"], ("kube-apiserver",), once=True),
-        Part("kwok", kwok, ("cluster-setup",), port_open(port["kwok"])),
+        # The names in runner/bin make `kubectl exec` enter the pod instead of running beside it.
+        Part("kwok", kwok, ("cluster-setup",), port_open(port["kwok"]),
+             env={"PATH": f"{r.root / 'rehearsal' / 'runner' / 'bin'}:{os.environ.get('PATH', os.defpath)}"}),
     ]  # fmt: skip
 
 
