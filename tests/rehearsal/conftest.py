@@ -1,0 +1,89 @@
+"""One rehearsal for all live tests: brought up by the first that asks, ended after the last, and nothing left."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rehearsal import config, supervisor
+from tests.rehearsal.live import Live
+from tests.rehearsal.secrets_watch import CommandLines, forms
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def canary() -> str:
+    """The NGC key of the shared rehearsal: of the right shape, and found nowhere else in the world."""
+    return "nvapi-canary-" + secrets.token_urlsafe(36)
+
+
+@pytest.fixture(scope="session")
+def command_lines(canary: str) -> Iterator[CommandLines]:
+    """Looks for the canary in the command line of every process of the machine, from before `up` to the end."""
+    watcher = CommandLines(forms(canary))
+    watcher.start()
+    yield watcher
+    watcher.stop()
+
+
+@pytest.fixture(scope="session")
+def live(canary: str, command_lines: CommandLines) -> Iterator[Live]:
+    """The shared rehearsal, up, with Airflow; its state folder is kept when a test failed."""
+    state = Path(tempfile.mkdtemp(prefix="nim-rollouts-live-"))
+    environment = {
+        **os.environ,
+        "REHEARSAL_STATE": str(state),
+        "REHEARSAL_NGC_KEY": canary,
+        # moto's own recorder: what was asked of AWS, by action (used through its API, off until a test turns it on).
+        "MOTO_RECORDER_FILEPATH": str(state / "moto-recording.jsonl"),
+        "PYTHONPATH": str(ROOT),
+    }
+    failed = True
+    try:
+        _command(environment, "up", 300)
+        r = config.load(state)
+        yield Live(r, environment)
+        failed = False
+        _command(environment, "down", 120)
+        assert supervisor.leftovers(state) == [], "a process of the rehearsal outlived `down`"
+        assert open_ports(r) == [], "a port of the rehearsal is still open"
+    finally:
+        _command(environment, "down", 120, check=False)
+        if failed or os.environ.get("KEEP_STATE"):
+            print(f"\nthe rehearsal's logs are kept in {state / 'logs'}", file=sys.stderr)
+        else:
+            shutil.rmtree(state, ignore_errors=True)
+
+
+def open_ports(r: config.Rehearsal) -> list[str]:
+    """Names of the rehearsal's ports on which somebody listens."""
+    import socket
+
+    found = []
+    for name, port in r.ports.items():
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                found.append(name)
+    return found
+
+
+def _command(environment: dict[str, str], verb: str, seconds: float, *, check: bool = True) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rehearsal", verb],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    assert not check or done.returncode == 0, f"`rehearsal {verb}` failed:\n{done.stdout}\n{done.stderr}"
