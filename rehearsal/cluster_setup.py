@@ -22,7 +22,8 @@ async def apply(r: Rehearsal, crds: list[Obj]) -> None:
 
 
 def _established(crd: Obj) -> bool:
-    conditions = crd.get("status", {}).get("conditions", [])
+    # A CRD applied with an empty status has `conditions: null` until the API server fills them in.
+    conditions = crd.get("status", {}).get("conditions") or []
     return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
 
