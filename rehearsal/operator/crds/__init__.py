@@ -1,0 +1,2 @@
+"""The schemas of the operator's custom resources, from which the chart's CRDs are generated (`python -m
+rehearsal.operator.crds`)."""
