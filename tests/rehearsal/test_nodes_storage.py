@@ -209,10 +209,9 @@ async def test_kwok_keeps_address_lease_and_logs_also_over_its_restart(plane: Pl
     await kube.patch(f"/api/v1/nodes/{name}/status", remove, kind="json")
     await until(complete)
     plane.end("kwok")
-    await kube.patch(f"/api/v1/nodes/{name}/status", remove, kind="json")
     plane.start()
-    await until(complete)
     await until(logs)
+    assert await complete()
     live = await kube.get("/api/v1/namespaces/default/pods/logged")
     assert live["status"]["phase"] == "Pending" and "podIP" not in live["status"], "KWOK writes no pod"
 
