@@ -15,7 +15,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -209,18 +208,21 @@ class Terraform:
                 reason="terraform-interrupted",
                 hint="Run the plan task again: it shows what is left to do",
             )
-        return failure(name, progress.errors, ended.stderr or ended.stdout.read_text(errors="replace"), ended.status)
+        said = ended.stderr or ended.stdout.read_text(errors="replace")
+        return failure(name, progress.errors, said, ended.status, time.time())
 
     def _unlock(self, lock: LockInfo) -> bool:
         """Release the lock of our own terraform that died here; any other is not ours to touch."""
-        if not own_lock(self._earlier, lock.who, _epoch(lock.created)):
+        if not own_lock(self._earlier, lock.who, lock.created_epoch()):
             return False
         self.say(f"releasing the state lock of our own terraform that died ({lock.text()})")
         self._text("force-unlock", ["force-unlock", "-force", lock.id])
+        self._earlier = None
         return True
 
     def _locking(self) -> list[str]:
-        return [f"-lock-timeout={self.lock_timeout_s}s"]
+        # A lock of our own dead process does not go away by waiting; `_events` releases it.
+        return [f"-lock-timeout={0 if self._earlier else self.lock_timeout_s}s"]
 
     def binary(self) -> str:
         """Path of terraform: the variable TERRAFORM, else PATH. Raises `ToolMissing` also for one that is too old."""
@@ -329,11 +331,3 @@ def _version(answer: str) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.partition("-")[0].split("."))
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _epoch(created: str) -> float | None:
-    """A lock's `2026-11-23 19:52:20.708 +0000 UTC` as seconds since the epoch."""
-    match = re.match(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(\.\d+)? \+0000 UTC$", created)
-    if match is None:
-        return None
-    return datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC).timestamp() + float(match[2] or 0)

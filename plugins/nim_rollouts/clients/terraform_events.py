@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from nim_rollouts.core.errors import (
@@ -19,7 +20,8 @@ from nim_rollouts.core.errors import (
     TerraformUnavailable,
 )
 
-Event = dict[str, Any]
+#: A lock younger than this is taken for one in use: an EKS apply or destroy takes 10 to 25 minutes.
+LOCK_IN_USE_S = 45 * 60
 
 _VERBS = {
     "create": ("creating", "created"),
@@ -42,6 +44,14 @@ class LockInfo:
     def text(self) -> str:
         operation, who, created = (value or "unknown" for value in (self.operation, self.who, self.created))
         return f"{operation} by {who} since {created}, lock id {self.id}"
+
+    def created_epoch(self) -> float | None:
+        """`created` (as in `2026-11-23 19:52:20.708 +0000 UTC`) in seconds since the epoch."""
+        match = re.match(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(\.\d+)? \+0000 UTC", self.created)
+        if match is None:
+            return None
+        moment = datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+        return moment.timestamp() + float(match[2] or 0)
 
 
 @dataclass(frozen=True)
@@ -145,8 +155,11 @@ def lock_info(diagnostics: list[Diagnostic]) -> LockInfo | None:
     return None
 
 
-def failure(command: str, errors: list[Diagnostic], stderr: str, status: int) -> NimRolloutsError:
-    """The error of ours for a command that ended with `status`; its class says whether a retry helps."""
+def failure(command: str, errors: list[Diagnostic], stderr: str, status: int, now: float) -> NimRolloutsError:
+    """The error of ours for a command that ended with `status`; its class says whether a retry helps.
+
+    `now`, in seconds since the epoch, tells a lock that is in use from one that was left.
+    """
     stderr = re.sub(r"\x1b\[[0-9;]*m", "", stderr)
     errors = errors or _from_text(stderr)
     if not errors:
@@ -156,29 +169,37 @@ def failure(command: str, errors: list[Diagnostic], stderr: str, status: int) ->
     if len(errors) > 3:
         message += f"; and {len(errors) - 3} more"
     said = "\n".join(f"{diagnostic.summary}\n{diagnostic.detail}" for diagnostic in errors)
-    return _classify(message, said, lock_info(errors))
+    lock = lock_info(errors)
+    return _classify(message, said) if lock is None else _locked(lock, now)
+
+
+def _locked(lock: LockInfo, now: float) -> NimRolloutsError:
+    created = lock.created_epoch()
+    message = f"The terraform state is locked: {lock.text()}"
+    if created is not None and now - created < LOCK_IN_USE_S:
+        hint = "Somebody else's operation is probably under way; this task is tried again"
+        return TerraformUnavailable(message, reason="state-locked", hint=hint, retry_after_s=60)
+    return NeedsHumanError(
+        message,
+        layer="terraform",
+        reason="state-locked",
+        hint="Let that operation end. If its process is certainly dead, run"
+        f" `terraform force-unlock {lock.id}` in the root module, then clear this task",
+    )
 
 
 def _from_text(stderr: str) -> list[Diagnostic]:
     """The diagnostics of a command that knows no `-json`: blocks of `Error: summary`, an empty line, the detail."""
     found = []
-    for block in re.split(r"^\W*(?=Error: )", stderr, flags=re.MULTILINE)[1:]:
-        summary, _, detail = block.removeprefix("Error: ").partition("\n")
+    for block in re.split(r"^[^\w\n]*Error: ", stderr, flags=re.MULTILINE)[1:]:
+        summary, _, detail = block.partition("\n")
         # The lines that quote the source stand before the detail.
         detail = re.sub(r"^\s*(on \S+ line \d+.*|\d+:.*)$", "", detail, flags=re.MULTILINE).strip()
         found.append(Diagnostic("error", summary.strip(), detail))
     return found
 
 
-def _classify(message: str, said: str, lock: LockInfo | None) -> NimRolloutsError:
-    if lock is not None:
-        return NeedsHumanError(
-            f"The terraform state is locked: {lock.text()}",
-            layer="terraform",
-            reason="state-locked",
-            hint="Let that operation end. If its process is certainly dead, run"
-            f" `terraform force-unlock {lock.id}` in the root module, then clear this task",
-        )
+def _classify(message: str, said: str) -> NimRolloutsError:
     if "Saved plan is stale" in said or "plan file can no longer be applied" in said:
         return TerraformFailed(
             message, reason="plan-stale", hint="The state has changed since the plan was made: clear the plan task"

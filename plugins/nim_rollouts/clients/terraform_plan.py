@@ -98,7 +98,8 @@ def summarise(shown: dict[str, Any], *, checksum: str, plan_file: str) -> PlanSu
         checksum=checksum,
         has_changes=bool(changes or outputs),
         output_changes=outputs,
-        drift=_changes([item for item in shown.get("resource_drift", []) if _really_drifted(item["change"])]),
+        # A refresh also finds what AWS has filled in by itself; only what the plan would undo is of interest.
+        drift=[drifted for drifted in _changes(shown.get("resource_drift", [])) if drifted[0] in dict(changes)],
         plan_file=plan_file,
     )
 
@@ -106,20 +107,6 @@ def summarise(shown: dict[str, Any], *, checksum: str, plan_file: str) -> PlanSu
 def _changes(items: list[dict[str, Any]]) -> list[Change]:
     found = ((item["address"], _action(item["change"]["actions"])) for item in items)
     return sorted((address, action) for address, action in found if action not in ("no-op", "read"))
-
-
-def _really_drifted(change: dict[str, Any]) -> bool:
-    """False where only empty values differ: the first refresh after an apply turns null into an empty map or list."""
-    return _without_empty(change.get("before")) != _without_empty(change.get("after"))
-
-
-def _without_empty(value: Any) -> Any:
-    if isinstance(value, dict):
-        kept = {key: _without_empty(item) for key, item in value.items()}
-        return {key: item for key, item in kept.items() if item not in (None, "", {}, [])}
-    if isinstance(value, list):
-        return [_without_empty(item) for item in value]
-    return value
 
 
 def _action(actions: list[str]) -> str:

@@ -1,0 +1,316 @@
+"""The terraform client with a small program in terraform's place: files, arguments, signals, locks, versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nim_rollouts.clients.terraform import Terraform, checksum, find_plugin_dir
+from nim_rollouts.clients.terraform_process import own_lock
+from nim_rollouts.core.errors import TerraformFailed, TerraformUnavailable, ToolMissing
+
+FAKE = r"""#!%(python)s
+import json, os, pathlib, signal, sys, time
+args = sys.argv[1:]
+here = pathlib.Path(os.environ["FAKE_DIR"])
+with (here / "calls").open("a") as calls:
+    calls.write(json.dumps({"args": args, "env": dict(os.environ), "cwd": os.getcwd()}) + "\n")
+def say(**event):
+    print(json.dumps(event), flush=True)
+if args[0] == "version":
+    print(json.dumps({"terraform_version": os.environ.get("FAKE_VERSION", "1.11.4")}))
+elif args[0] == "plan":
+    out = [a for a in args if a.startswith("-out=")][0][5:]
+    pathlib.Path(out).write_text("plan " + str(time.time()))
+elif args[0] == "show":
+    change = {"address": "aws_vpc.this", "change": {"actions": ["create"]}}
+    print(json.dumps({"resource_changes": [change]}))
+elif args[0] == "apply" and (here / "hang").exists():
+    asked = []
+    signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+    say(type="apply_start", hook={"resource": {"addr": "aws_vpc.this"}, "action": "create"})
+    while not asked:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    (here / "sigints").write_text(str(len(asked)))
+    say(type="diagnostic", diagnostic={"severity": "error", "summary": "execution halted"})
+    sys.exit(1)
+elif args[0] == "apply":
+    say(type="apply_complete", hook={"resource": {"addr": "aws_vpc.this"}, "action": "create", "elapsed_seconds": 1})
+    say(type="change_summary", **{"@message": "done", "changes": {"add": 1, "change": 0, "remove": 0}})
+elif args[0] == "output":
+    print(json.dumps({"region": {"value": "us-west-2"}, "password": {"value": "x", "sensitive": True}}))
+elif args[:2] == ["state", "list"]:
+    if (here / "empty").exists():
+        print("No state file was found!", file=sys.stderr)
+        sys.exit(1)
+    print("aws_vpc.this\ndata.aws_partition.current\nmodule.a.data.aws_partition.x\nmodule.a.aws_vpc.b")
+"""
+
+VARIABLES = {"environment": "unit", "admin_principal_arns": ["arn:aws:iam::123456789012:role/x"]}
+BACKEND = {"bucket": "b", "key": "k", "region": "us-west-2"}
+
+
+class Setup:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.binary = folder / "bin" / "terraform"
+        self.binary.parent.mkdir()
+        self.binary.write_text(FAKE % {"python": sys.executable})
+        self.binary.chmod(0o755)
+        self.root = folder / "root"
+        self.root.mkdir()
+        (self.root / "main.tf").write_text("")
+        (self.root / ".terraform.lock.hcl").write_text("hashes of the registry")
+        (self.root / "terraform.tfstate").write_text("{}")
+        self.lines: list[str] = []
+        self.env = {"TERRAFORM": str(self.binary), "FAKE_DIR": str(folder), "AWS_SECRET_ACCESS_KEY": "s3cr3t"}
+
+    def terraform(self, **env: str) -> Terraform:
+        return Terraform(self.root, self.folder / "work", self.env | env, progress=self.lines.append, lock_timeout_s=1)
+
+    def calls(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
+
+    def last(self, command: str) -> list[str]:
+        return [call["args"] for call in self.calls() if call["args"][0] == command][-1]  # type: ignore[index]
+
+
+@pytest.fixture
+def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
+    monkeypatch.setenv("TF_PLUGIN_DIR", str(tmp_path / "mirror"))
+    monkeypatch.setenv("AIRFLOW_CONN_NGC_DEFAULT", "never-for-terraform")
+    return Setup(tmp_path)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_from_init_to_apply(setup: Setup) -> None:
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    plan = terraform.plan(VARIABLES)
+    assert plan.changes == [("aws_vpc.this", "create")] and plan.checksum == checksum(terraform.plan_file)
+    applied = terraform.apply(expect_checksum=plan.checksum)
+    assert (applied.add, applied.applied) == (1, [("aws_vpc.this", "create", 1.0)])
+    assert "[1 of 1] created aws_vpc.this in 1 s" in setup.lines
+    assert setup.last("apply")[-1] == str(terraform.plan_file)
+    assert "-json" in setup.last("plan") and "-input=false" in setup.last("plan")
+    assert "-destroy" not in setup.last("plan")
+
+
+def test_nothing_secret_in_argv_and_nothing_of_airflow_in_the_environment(setup: Setup) -> None:
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    terraform.plan(VARIABLES)
+    for call in setup.calls():
+        assert "s3cr3t" not in json.dumps(call["args"]) and "role/x" not in json.dumps(call["args"])
+        assert "never-for-terraform" not in json.dumps(call["env"])
+        assert call["env"]["AWS_SECRET_ACCESS_KEY"] == "s3cr3t"  # type: ignore[index]
+        assert call["env"]["TF_IN_AUTOMATION"] == "1" and call["env"]["CHECKPOINT_DISABLE"] == "1"  # type: ignore[index]
+
+
+def test_files_with_values_are_private_and_include_stays_untouched(setup: Setup) -> None:
+    terraform = setup.terraform()
+    before = sorted(path.name for path in setup.root.iterdir())
+    terraform.init(BACKEND)
+    terraform.plan(VARIABLES)
+    for name in ("variables.tfvars.json", "backend.tfbackend.json", "plan.tfplan", "plan.summary.json"):
+        assert stat.S_IMODE((setup.folder / "work" / name).stat().st_mode) == 0o600, name
+    assert sorted(path.name for path in setup.root.iterdir()) == before
+    copied = sorted(path.name for path in (setup.folder / "work" / "root").iterdir())
+    # A mirror has other hashes than a committed lock file; state files are never carried along.
+    assert copied == ["main.tf"]
+
+
+def test_the_copy_forgets_files_that_the_root_has_lost(setup: Setup) -> None:
+    terraform = setup.terraform()
+    (setup.root / "old.tf").write_text("")
+    terraform.init(BACKEND)
+    (setup.root / "old.tf").unlink()
+    terraform.init(BACKEND)
+    assert not (setup.folder / "work" / "root" / "old.tf").exists()
+
+
+def test_a_state_that_could_not_be_uploaded_is_brought_in(setup: Setup) -> None:
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    (terraform.copy / "errored.tfstate").write_text("{}")
+    terraform.init(BACKEND)
+    assert setup.last("state")[:2] == ["state", "push"]
+    assert not (terraform.copy / "errored.tfstate").exists()
+
+
+def test_another_plan_file_is_refused(setup: Setup) -> None:
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    plan = terraform.plan(VARIABLES)
+    terraform.plan_file.write_text("another")
+    with pytest.raises(TerraformFailed) as caught:
+        terraform.apply(expect_checksum=plan.checksum)
+    assert caught.value.reason == "plan-changed"
+    terraform.plan_file.unlink()
+    with pytest.raises(TerraformFailed) as caught:
+        terraform.apply()
+    assert caught.value.reason == "plan-missing"
+
+
+def test_destroy_plans_the_destruction(setup: Setup) -> None:
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    terraform.destroy(VARIABLES)
+    assert "-destroy" in setup.last("plan") and setup.last("apply")
+
+
+def test_outputs_without_the_sensitive_ones(setup: Setup) -> None:
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    assert terraform.output() == {"region": "us-west-2"}
+
+
+def test_state_list(setup: Setup) -> None:
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    assert terraform.state_list() == ["aws_vpc.this", "module.a.aws_vpc.b"]
+    (setup.folder / "empty").touch()
+    assert terraform.state_list() == []
+
+
+def test_terraform_missing_or_too_old(setup: Setup) -> None:
+    with pytest.raises(ToolMissing) as caught:
+        setup.terraform(TERRAFORM=str(setup.folder / "nowhere")).init(BACKEND)
+    assert "1.11" in caught.value.hint
+    with pytest.raises(ToolMissing) as caught:
+        setup.terraform(FAKE_VERSION="1.5.7").init(BACKEND)
+    assert caught.value.reason == "tool-too-old" and "1.5.7" in caught.value.message
+
+
+def test_a_folder_without_a_root_module(setup: Setup) -> None:
+    (setup.root / "main.tf").unlink()
+    with pytest.raises(TerraformFailed) as caught:
+        setup.terraform().init(BACKEND)
+    assert caught.value.reason == "root-missing"
+
+
+def test_stop_sends_one_sigint_and_waits_for_the_end(setup: Setup) -> None:
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    terraform.plan(VARIABLES)
+    (setup.folder / "hang").touch()
+    caught: list[BaseException] = []
+
+    def apply() -> None:
+        try:
+            terraform.apply()
+        except TerraformUnavailable as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=apply)
+    thread.start()
+    wait_until(lambda: any("creating aws_vpc.this" in line for line in setup.lines))
+    for _ in range(3):
+        terraform.stop()
+    thread.join(20)
+    assert [error.reason for error in caught] == ["terraform-interrupted"]  # type: ignore[attr-defined]
+    assert (setup.folder / "sigints").read_text() == "1"
+    assert not (setup.folder / "work" / "running.json").exists()
+
+
+def test_an_exception_in_the_worker_stops_terraform_too(setup: Setup) -> None:
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    terraform.plan(VARIABLES)
+    (setup.folder / "hang").touch()
+
+    def fail(line: str) -> None:
+        if "creating" in line:
+            raise KeyboardInterrupt
+
+    terraform.say = fail
+    with pytest.raises(KeyboardInterrupt):
+        terraform.apply()
+    assert (setup.folder / "sigints").read_text() == "1"
+
+
+WORKER = """
+import sys
+from nim_rollouts.clients.terraform import Terraform
+terraform = Terraform({root!r}, {work!r}, {env!r}, progress=lambda line: print(line, flush=True), lock_timeout_s=1)
+terraform.init({backend!r})
+terraform.plan({{}})
+terraform.apply()
+"""
+
+
+def worker(setup: Setup, root: Path) -> subprocess.Popen[str]:
+    (setup.folder / "hang").touch()
+    code = WORKER.format(root=str(setup.root), work=str(setup.folder / "work"), env=setup.env, backend=BACKEND)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root / "plugins")},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "creating aws_vpc.this" in line:
+            return process
+    raise AssertionError("the worker ended early")
+
+
+def test_sigterm_of_the_worker_is_handed_on_as_one_sigint(setup: Setup, root: Path) -> None:
+    process = worker(setup, root)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == -signal.SIGTERM
+    assert (setup.folder / "sigints").read_text() == "1"
+
+
+def test_terraform_outlives_a_killed_worker_and_the_next_waits_for_it(setup: Setup, root: Path) -> None:
+    process = worker(setup, root)
+    process.kill()
+    process.wait(20)
+    record = json.loads((setup.folder / "work" / "running.json").read_text())
+    with pytest.raises(TerraformUnavailable) as caught:
+        setup.terraform().init(BACKEND)
+    assert caught.value.reason == "terraform-busy" and str(record["pid"]) in caught.value.message
+    os.kill(record["pid"], signal.SIGINT)
+    wait_until((setup.folder / "sigints").exists)
+    setup.terraform().init(BACKEND)
+    assert not (setup.folder / "work" / "running.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("who", "created", "ours"),
+    [("me@here", 1000.5, True), ("me@here", 2000.0, False), ("me@there", 1000.5, False), ("me@here", None, False)],
+)
+def test_only_the_lock_of_our_own_dead_process_is_ours(who: str, created: float | None, ours: bool) -> None:
+    assert own_lock({"who": "me@here", "started": 1000.0}, who, created) is ours
+    assert not own_lock(None, who, created)
+
+
+def test_plugin_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TF_PLUGIN_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("nim_rollouts.clients.terraform._MIRROR_ROOTS", ("~",))
+    monkeypatch.setattr("nim_rollouts.clients.terraform._MIRRORS", ("~/.terraform.d/plugins",))
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert find_plugin_dir({}) is None
+    for name, machine in (("a-tf-plugins", "linux_arm64"), ("tf-plugins", "linux_amd64")):
+        (tmp_path / name / "registry.terraform.io/hashicorp/aws/5.100.0" / machine).mkdir(parents=True)
+    assert find_plugin_dir({}) == tmp_path / "tf-plugins"  # the other one is for another machine
+    assert find_plugin_dir({"TF_PLUGIN_DIR": "/given"}) == Path("/given")
