@@ -4,8 +4,8 @@ Standard library only: it runs with the python3 of the benchmark image, mounted 
 tokenizer's files. Settings come from the environment (`Settings`). The worker reads the report from the pod's log,
 so it is printed between two marker lines, packed, in short numbered lines, with its SHA-256 (`print_report`).
 
-Exit codes: 0 measured and printed (whether it is good enough is not decided here), 2 settings, 3 the Service does
-not answer or does not serve the model, 4 aiperf failed or left no report, 5 out of time, 143 stopped by SIGTERM.
+Exit codes: 0 measured and printed (whether it is good enough is not decided here), 1 a defect, 2 settings, 3 the
+Service does not answer or does not serve the model, 4 aiperf failed or left no report, 5 out of time, 143 SIGTERM.
 The last line of a failed run begins with `benchmark failed:` and says why.
 """
 
@@ -16,12 +16,14 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
@@ -236,12 +238,31 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 def cause(lines: list[str]) -> str:
-    """The line of aiperf's output that most likely says why it failed."""
-    for word in ("inference request(s) failed", "ERROR", "Error", "error"):
+    """The line of aiperf's output that most likely says why it failed, without its time and place in the source."""
+    for word in (" ERROR ", " CRITICAL ", "Error", "error"):
         found = [line for line in lines if word in line]
         if found:
-            return found[-1].strip(" │|")[:400]
+            text = found[-1].partition(word)[2] if word.isupper() else found[-1]
+            return re.sub(r" \(\w+\.py:\d+\)$", "", text).strip(" │|")[:400]
     return lines[-1][:400] if lines else "it printed nothing"
+
+
+def ask_once(settings: Settings) -> str:
+    """One small request of our own, when all of aiperf's have failed: its output does not say with what."""
+    body = {"model": settings.model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    body["stream"] = settings.streaming
+    request = urllib.request.Request(
+        settings.url.rstrip("/") + "/v1/chat/completions",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=PROBE_TIMEOUT_S) as answer:
+            return f"a single request is answered HTTP {answer.status}"
+    except urllib.error.HTTPError as error:
+        return f"a single request is answered HTTP {error.code} {error.read(300).decode(errors='replace')}"
+    except OSError as error:
+        return f"a single request fails: {error}"
 
 
 def print_report(envelope: dict[str, object]) -> None:
@@ -278,7 +299,10 @@ def run(settings: Settings, clock: Clock) -> None:
         print("\n".join(lines), flush=True)
         gone = isinstance(error, FileNotFoundError)
         what = "left no report" if gone else f"left a report that cannot be read ({error})"
-        raise Failed(4, f"aiperf ended with {code} and {what}: {cause(lines)}") from error
+        why = cause(lines)
+        if "request(s) failed" in why:
+            why += f" {ask_once(settings)}"
+        raise Failed(4, f"aiperf ended with {code} and {what}: {why}") from error
     say(clock, f"aiperf ended with {code} after {measured:.1f} s")
     print_report(
         {
@@ -307,6 +331,10 @@ def main() -> int:
     except Failed as failed:
         print(f"benchmark failed: {failed}", flush=True)
         return failed.code
+    except Exception as error:
+        traceback.print_exc()
+        print(f"benchmark failed: {type(error).__name__} {error}", flush=True)
+        return 1
     print("benchmark done", flush=True)
     return 0
 

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
 from nim_rollouts.core.report import BEGIN, LINE, ReportError, extract_report, implausible, incomplete, parse_report
 
 ROOT = Path(__file__).resolve().parents[3]

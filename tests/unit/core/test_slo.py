@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from nim_rollouts.core.report import BenchmarkReport, parse_report
 from nim_rollouts.core.slo import Outcome, judge
 
