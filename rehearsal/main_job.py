@@ -36,6 +36,8 @@ class Follower:
     def __init__(self, api: AirflowApi, dag_id: str, run_id: str, say: Say):
         self.api, self.dag_id, self.run_id, self.say = api, dag_id, run_id, say
         self.began = time.monotonic()
+        #: Every state in which each task was seen, in order: the run's own history keeps only the last.
+        self.seen: dict[str, list[str]] = {}
         self._shown: dict[str, tuple[str | None, int]] = {}
         self._talked = 0.0
         self._said = ""
@@ -61,6 +63,7 @@ class Follower:
         if self._shown.get(task.name) == key or task.state in _QUIET:
             return
         self._shown[task.name] = key
+        self.seen.setdefault(task.name, []).append(task.state or "")
         words = _WORDS.get(task.state or "", task.state or "")
         # A skipped task has times too, of a moment: they mean nothing.
         took = f"{task.seconds:6.1f} s" if task.seconds is not None and task.state in ("success", "failed") else ""
