@@ -23,8 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("down", help="end every process that was started")
     commands.add_parser("status", help="every part, its state and its log")
     commands.add_parser("kubeconfig", help="print the path of the admin's kubeconfig")
-    fault = commands.add_parser("fault", help="order a fault at a stand-in", add_help=False)
-    fault.add_argument("arguments", nargs=argparse.REMAINDER)
+    commands.add_parser("fault", help="order a fault at a stand-in: fault NAME [key=value ...], --list, --clear")
     return parser
 
 
@@ -149,7 +148,9 @@ def status(state: Path) -> int:
 
 
 def main() -> int:
-    arguments = _parser().parse_args()
+    # What follows `fault` is read by the faults' own parser: argparse takes no option as a rest's first word.
+    rest = sys.argv[2:] if sys.argv[1:2] == ["fault"] else []
+    arguments = _parser().parse_args(sys.argv[1:2] if rest else None)
     state = config.state_folder()
     try:
         if arguments.command == "up":
@@ -163,7 +164,7 @@ def main() -> int:
             return 0
         from rehearsal import faults
 
-        return faults.main(arguments.arguments) or 0
+        return faults.main(rest)
     except (config.NotUp, toolbox.ToolNotReady) as error:
         print(error, file=sys.stderr)
         return 1

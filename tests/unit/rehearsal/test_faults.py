@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from rehearsal import faults
+from rehearsal.__main__ import main
 
 
 class State:
@@ -106,3 +108,12 @@ def test_command_line(r: State, capsys: pytest.CaptureFixture[str]) -> None:
     assert "key=value" in capsys.readouterr().err
     assert faults.main(["--clear"], r) == 0
     assert faults.active(r) == {}
+
+
+@pytest.mark.parametrize("rest", [["--list"], ["cache-job-fails", "pods=2"], ["--clear"], []])
+def test_the_rehearsals_command_line_hands_everything_on(monkeypatch: pytest.MonkeyPatch, rest: list[str]) -> None:
+    taken: list[list[str]] = []
+    monkeypatch.setattr(sys, "argv", ["rehearsal", "fault", *rest])
+    monkeypatch.setattr(faults, "main", lambda argv: taken.append(argv) or 0)
+    assert main() == 0
+    assert taken == [rest]
