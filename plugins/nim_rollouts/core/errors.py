@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol
 
 # NGC personal and service keys: the prefix is documented by NGC, the rest is base64url-like text.
 _NGC_KEY = re.compile(r"nvapi-[A-Za-z0-9_\-]{4,}")
-_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=\-]{8,}")
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=\-]{20,}")
 _EKS_TOKEN = re.compile(r"k8s-aws-v1\.[A-Za-z0-9_\-]+")
 
 
