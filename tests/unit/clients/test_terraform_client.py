@@ -311,6 +311,6 @@ def test_plugin_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert find_plugin_dir({}) is None
     for name, machine in (("a-tf-plugins", "linux_arm64"), ("tf-plugins", "linux_amd64")):
-        (tmp_path / name / "registry.terraform.io/hashicorp/aws/5.100.0" / machine).mkdir(parents=True)
+        (tmp_path / name / "registry.example/hashicorp/aws/5.100.0" / machine).mkdir(parents=True)
     assert find_plugin_dir({}) == tmp_path / "tf-plugins"  # the other one is for another machine
     assert find_plugin_dir({"TF_PLUGIN_DIR": "/given"}) == Path("/given")
