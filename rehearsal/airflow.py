@@ -158,8 +158,8 @@ def _template(r: Rehearsal) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         data = Path(scratch) / "data"
-        command = [*_unprivileged(), str(_bin() / "initdb"), "-D", str(data), "-U", _ROLE, "-E", "UTF8", "--no-sync",
-                   "--no-instructions", "--locale=C.UTF-8", "--auth-host=scram-sha-256", "--auth-local=reject"]  # fmt: skip
+        command = [*_unprivileged(), str(_bin() / "initdb"), "-D", str(data), "-U", _ROLE, "-E", "UTF8", "--no-sync"]
+        command += ["--no-instructions", "--locale=C.UTF-8", "--auth-host=scram-sha-256", "--auth-local=reject"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         _set_password(data, _secrets(r)["database"])
         server = subprocess.Popen(_server(data, r.ports["postgres"]))

@@ -159,7 +159,7 @@ class Kube:
         raw: bool = False,
         **query: Any,
     ) -> Any:
-        """One request. `timeout` in seconds. Raises `ApiError` on a refusal, aiohttp's errors on a broken connection."""
+        """One request. `timeout` in seconds. Raises `ApiError` on a refusal, aiohttp's errors on a lost connection."""
         assert self._session, "use Kube as an async context manager"
         query = {k: v for k, v in query.items() if v is not None}
         url = f"{self.server}{path}" + (f"?{urlencode(query)}" if query else "")

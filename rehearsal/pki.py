@@ -99,5 +99,3 @@ def kubeconfig(server: str, ca_pem: str, token: str) -> str:
         "current-context": name,
     }
     return json.dumps(config, indent=1)
-
-

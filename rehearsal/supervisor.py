@@ -30,7 +30,8 @@ log = logging.getLogger("supervisor")
 
 PARTS_FILE = "parts.json"
 _PORTS = (
-    "etcd", "etcd_peer", "apiserver", "kwok", "aws", "webhook", "ngc", "postgres", "airflow", "worker_log", "trigger_log",
+    "etcd", "etcd_peer", "apiserver", "kwok", "aws", "webhook", "ngc", "postgres", "airflow",
+    "worker_log", "trigger_log",
 )  # fmt: skip
 # Even second bytes are Services' networks, the odd one after it the pods'. Below 96 would touch 127.0.0.1's usual
 # neighbours (127.0.0.53 is a resolver), and 20 blocks are more rehearsals than a laptop holds.
@@ -101,6 +102,7 @@ class Supervisor:
         self.done: dict[str, float] = {}
         self.failed: dict[str, str] = {}
         self.began = time.monotonic()
+        self.came_up = False
         self.stop = threading.Event()
 
     def run(self) -> int:
@@ -109,10 +111,12 @@ class Supervisor:
             self._start_what_can_start()
             self._look()
             self._publish()
-            if self.failed and not self.all_ready:
+            self.came_up = self.came_up or self.all_ready
+            # Afterwards a dead part is reported by `status` and in the log; the others stay to be looked at.
+            if self.failed and not self.came_up:
                 break
-            self.stop.wait(0.1 if not self.all_ready else 0.5)
-        came_up = self.all_ready or self.stop.is_set()
+            self.stop.wait(0.5 if self.came_up else 0.1)
+        came_up = self.came_up or self.stop.is_set()
         self.end()
         self._publish()
         return 0 if came_up else 1

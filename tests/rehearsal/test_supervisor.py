@@ -108,3 +108,23 @@ def test_a_killed_supervisor_is_cleaned_up_after(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert supervisor.leftovers(state) == []
     assert _open_ports(r.ports) == []
+
+
+def test_a_part_that_dies_later_is_reported_and_ends_nothing_else(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    try:
+        assert _command(state, "up", "--without-airflow").returncode == 0
+        pids = {row[0]: int(row[3]) for row in _rows(_command(state, "status").stdout) if row[2] == "pid"}
+        os.kill(pids["ngc"], signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while "failed" not in (told := _command(state, "status").stdout) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        failed = [row[0] for row in _rows(told) if row[1] == "failed"]
+        assert failed == ["ngc"]
+        assert _command(state, "status").returncode == 1
+    finally:
+        assert _command(state, "down").returncode == 0
+
+
+def _rows(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]

@@ -73,6 +73,9 @@ def service_spec(deployment: Deployment, cache_name: str) -> dict[str, Any]:
         "expose": {"service": {"type": "ClusterIP", "port": service.port}},
         "env": _env(service.env),
         "runtimeClassName": service.runtime_class,
+        "startupProbe": _ready_probe(service.start.first_look_s, service.start.look_every_s, service.start.looks),
+        # It begins to count when the startup probe has passed.
+        "readinessProbe": _ready_probe(0, service.start.look_every_s, 3),
     }
     return _without_empty(spec)
 
@@ -80,6 +83,17 @@ def service_spec(deployment: Deployment, cache_name: str) -> dict[str, Any]:
 def hashed_service_spec(spec: dict[str, Any]) -> dict[str, Any]:
     """The part of a NIMService's spec that its name stands for: not the replicas, which move without a new service."""
     return {key: value for key, value in spec.items() if key not in ("replicas", "scale", "labels", "annotations")}
+
+
+def _ready_probe(initial_delay_s: int, period_s: int, failures: int) -> dict[str, Any]:
+    """The operator's own probe (`/v1/health/ready` on the port it names `api`) with times of ours."""
+    probe = {
+        "httpGet": {"path": "/v1/health/ready", "port": "api"},
+        "initialDelaySeconds": initial_delay_s,
+        "periodSeconds": period_s,
+        "failureThreshold": failures,
+    }
+    return {"enabled": True, "probe": probe}
 
 
 def _model(profile: Profile) -> dict[str, Any]:

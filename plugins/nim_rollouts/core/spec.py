@@ -6,6 +6,7 @@ interface (apiVersion nim-rollouts/v1).
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -126,6 +127,20 @@ class Cache(Strict):
     env: dict[EnvName, str] = Field(default_factory=dict)
 
 
+class Start(Strict):
+    """How a start is watched, in seconds. The default budget is the operator's own (30 + 120 x 10); it asks every 10 s
+    after 30 s, which adds up to 30 s to every rollout of a model that is up sooner."""
+
+    first_look_s: int = Field(default=5, ge=0)
+    look_every_s: int = Field(default=5, ge=1)
+    budget_s: int = Field(default=1230, ge=10)
+
+    @property
+    def looks(self) -> int:
+        """Failed looks in a row after which the kubelet restarts the container."""
+        return max(1, math.ceil((self.budget_s - self.first_look_s) / self.look_every_s))
+
+
 class Service(Strict):
     """How the model is served. `port` is the one that clients use."""
 
@@ -136,6 +151,7 @@ class Service(Strict):
     tolerations: list[Toleration] = Field(default_factory=list)
     env: dict[EnvName, str] = Field(default_factory=dict)
     runtime_class: ObjectName | None = None
+    start: Start = Field(default_factory=Start)
 
     @property
     def gpus(self) -> int:
