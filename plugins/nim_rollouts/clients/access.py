@@ -1,0 +1,125 @@
+"""How a cluster is reached: its endpoint, its CA, and a token that is minted in process.
+
+Nothing is written to disk and nothing is handed from worker to triggerer: each side asks AWS for itself. An EKS token
+is a presigned request, valid for 15 minutes; it is made again after 10.
+"""
+
+from __future__ import annotations
+
+import base64
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nim_rollouts.core.errors import AccessDenied, ClusterMissing, ClusterUnavailable
+from nim_rollouts.core.spec import Environment
+
+TOKEN_AGE_S = 600.0
+
+
+class Token:
+    """A bearer token that is minted when it is wanted, and again when it is old. Safe across threads."""
+
+    def __init__(self, mint: Callable[[], str], max_age_s: float = TOKEN_AGE_S) -> None:
+        self._mint, self._max_age_s = mint, max_age_s
+        self._value: str | None = None
+        self._minted = 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> str:
+        with self._lock:
+            if self._value is None or time.monotonic() - self._minted > self._max_age_s:
+                self._value = self._mint()
+                self._minted = time.monotonic()
+            return self._value
+
+    def forget(self) -> None:
+        """Mint a new one next time: the server has refused this one."""
+        with self._lock:
+            self._value = None
+
+    def __repr__(self) -> str:
+        return "Token(***)"
+
+
+@dataclass(frozen=True)
+class ClusterAccess:
+    """`endpoint`: https://host[:port]; `ca_pem`: the CA's certificate, None for the system's."""
+
+    endpoint: str
+    ca_pem: str | None = None
+    token: Callable[[], str] = field(default=lambda: "", repr=False)
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """Checks the server against the cluster's own CA; None for a plain http endpoint."""
+        if not self.endpoint.startswith("https://"):
+            return None
+        return ssl.create_default_context(cadata=self.ca_pem)
+
+    def headers(self) -> dict[str, str]:
+        """Authorization, with a token that is young enough. May call AWS: not for an event loop's thread."""
+        token = self.token()
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
+    def forget_token(self) -> None:
+        """After a 401."""
+        if isinstance(self.token, Token):
+            self.token.forget()
+
+
+def cluster_access(environment: Environment) -> ClusterAccess:
+    """Access to the environment's EKS cluster with its AWS connection. Blocking; from a trigger call it in a thread.
+
+    :raises ClusterMissing: no such cluster, or it is not active
+    :raises AccessDenied: AWS refuses the credentials
+    :raises ClusterUnavailable: AWS does not answer
+    """
+    from airflow.providers.amazon.aws.hooks.eks import EksHook
+    from airflow.providers.amazon.aws.hooks.sts import StsHook
+    from airflow.providers.amazon.aws.utils.eks_get_token import fetch_access_token_for_cluster
+
+    name, region = environment.cluster.name, environment.region
+    hook = EksHook(aws_conn_id=environment.aws_conn_id, region_name=region)
+    cluster = describe(hook.conn, name, region)
+    sts = StsHook(aws_conn_id=environment.aws_conn_id, region_name=region).conn_client_meta.endpoint_url
+
+    def mint() -> str:
+        try:
+            return str(
+                fetch_access_token_for_cluster(
+                    name, f"{sts}/?Action=GetCallerIdentity&Version=2011-06-15", region, hook.get_session()
+                )
+            )
+        except ValueError as error:
+            raise AccessDenied(f"no AWS credentials for cluster {name}", hint="Set the AWS connection") from error
+
+    ca = base64.b64decode(cluster["certificateAuthority"]["data"]).decode()
+    return ClusterAccess(endpoint=str(cluster["endpoint"]).rstrip("/"), ca_pem=ca, token=Token(mint))
+
+
+def describe(eks: Any, name: str, region: str) -> dict[str, Any]:
+    """DescribeCluster of an active cluster. `eks`: a boto3 EKS client."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+    try:
+        cluster: dict[str, Any] = eks.describe_cluster(name=name)["cluster"]
+    except NoCredentialsError as error:
+        raise AccessDenied("no AWS credentials", hint="Set the AWS connection") from error
+    except BotoCoreError as error:
+        raise ClusterUnavailable(f"AWS does not answer for EKS cluster {name}: {error}") from error
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code")
+        if code == "ResourceNotFoundException":
+            raise ClusterMissing(
+                f"EKS has no cluster {name} in {region}", hint="Run the provisioning stage, or correct cluster.name"
+            ) from error
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if status in (401, 403):
+            raise AccessDenied(f"AWS refuses DescribeCluster of {name}: {code}") from error
+        raise ClusterUnavailable(f"DescribeCluster of {name}: {code}") from error
+    if cluster.get("status") not in ("ACTIVE", "UPDATING"):
+        raise ClusterMissing(f"EKS cluster {name} is {cluster.get('status')}, not ACTIVE", reason="cluster-not-active")
+    return cluster
