@@ -68,7 +68,8 @@ class Client:
         try:
             return await self.kube.create(where, obj, fieldManager=FIELD_MANAGER)
         except NotFound as error:
-            if error.reason == "NotFound" and "the server could not find" in error.message:
+            # A path that the API server does not know has no reason; a namespace that is not there has one.
+            if not error.reason or "the server could not find the requested resource" in error.message:
                 group, _, version = obj["apiVersion"].rpartition("/")
                 raise ReconcileError(f'no matches for kind "{obj["kind"]}" in version "{group}/{version}"') from error
             raise
@@ -86,13 +87,13 @@ class Client:
         return await self.kube.replace(path(obj), obj, fieldManager=FIELD_MANAGER)
 
     async def update_status(self, obj: Obj) -> None:
-        """Write this status onto the object as it is cached now. An object that has gone meanwhile is no error."""
-        meta = obj["metadata"]
-        live = self.get(obj["kind"], meta["namespace"], meta["name"])
-        if live is None:
-            return
-        live["status"] = obj["status"]
-        await self.kube.replace(path(live, "status"), live, fieldManager=FIELD_MANAGER)
+        """Write this status over whatever status the object has now, also over a newer one than was read when the
+        reconcile began: so a condition that was set meanwhile is lost. An object that has gone meanwhile is no
+        error."""
+        live = await self._live(obj)
+        if live is not None:
+            live["status"] = obj["status"]
+            await self.kube.replace(path(live, "status"), live, fieldManager=FIELD_MANAGER)
 
     async def delete(self, kind: str, namespace: str, name: str) -> None:
         try:
