@@ -1,0 +1,53 @@
+"""Documents are held to the code: slugs, files, commands that they name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nim_rollouts.core import errors
+from nim_rollouts.core.environment import Environment
+from nim_rollouts.core.spec import Deployment
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def _slugs() -> set[str]:
+    classes = {cls.default_reason for cls in errors.error_classes()}
+    finer = set()
+    for path in (ROOT / "plugins" / "nim_rollouts").rglob("*.py"):
+        finer |= set(re.findall(r"\breason=\"([a-z]+(?:-[a-z]+)+)\"", path.read_text()))
+    return classes | finer
+
+
+def test_every_slug_is_documented() -> None:
+    documented = set(re.findall(r"`([a-z]+(?:-[a-z]+)*)`", (ROOT / "docs" / "errors.md").read_text()))
+    assert _slugs() - documented == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", document.read_text())
+    own = [link for link in links if "://" not in link]
+    assert [link for link in own if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_make_targets_exist(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`|\$\()make (?:-s )?([a-z][a-z-]*)", document.read_text(), re.MULTILINE))
+    assert named - targets == set()
+
+
+@pytest.mark.parametrize(
+    ("model", "document"),
+    [(Deployment, "deployments.md"), (Environment, "environments.md")],
+    ids=["deployment", "environment"],
+)
+def test_every_key_of_a_file_is_documented(model: type, document: str) -> None:
+    text = (ROOT / "docs" / document).read_text()
+    keys = {field.alias or name for name, field in model.model_fields.items()}  # type: ignore[attr-defined]
+    assert {key for key in keys if not re.search(rf"`{key}\b", text)} == set()
