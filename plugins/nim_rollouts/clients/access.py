@@ -50,7 +50,7 @@ class ClusterAccess:
     """`endpoint`: https://host[:port]; `ca_pem`: the CA's certificate, None for the system's."""
 
     endpoint: str
-    ca_pem: str | None = None
+    ca_pem: str | None = field(default=None, repr=False)
     token: Callable[[], str] = field(default=lambda: "", repr=False)
 
     def ssl_context(self) -> ssl.SSLContext | None:

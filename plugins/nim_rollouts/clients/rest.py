@@ -35,6 +35,9 @@ class ApiRefusal(Exception):
 
 def meaning(refusal: ApiRefusal, what: str) -> NimRolloutsError:
     """The error of ours for a refusal that the caller has no use for itself."""
+    # Server-side apply answers a field that a built-in kind does not have with 500; another try gets the same.
+    if refusal.status == 500 and "failed to create typed patch object" in refusal.text:
+        return ApplyRejected(f"{what}: {refusal.text}")
     if refusal.status == 429 or refusal.status >= 500:
         return ClusterUnavailable(f"{what}: {refusal}", retry_after_s=refusal.retry_after_s)
     if refusal.status == 401:
