@@ -1,0 +1,172 @@
+"""The rehearsal without Airflow: what a person does by hand with terraform, Helm and two manifests works."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nim_rollouts.clients.include import Include
+from nim_rollouts.clients.terraform import Terraform
+from nim_rollouts.core import manifests, report
+from nim_rollouts.core.names import names_for
+from rehearsal import config, supervisor
+from rehearsal.aws.environment import environment as aws_environment
+from rehearsal.aws.inventory import inventory
+from rehearsal.config import Rehearsal
+from rehearsal.kube import Kube, NotFound, Obj, path, path_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMESPACE, NAME = "nim-service", "meta-llama3-8b-instruct"
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+    state = tmp_path_factory.mktemp("bare")
+    env = {**os.environ, "REHEARSAL_STATE": str(state), "PYTHONPATH": str(ROOT)}
+    rehearsal = [sys.executable, "-m", "rehearsal"]
+    try:
+        subprocess.run([*rehearsal, "up", "--without-airflow"], cwd=ROOT, env=env, check=True, timeout=120)
+        yield config.load(state)
+    finally:
+        subprocess.run([*rehearsal, "down"], cwd=ROOT, env=env, check=True, timeout=120)
+    assert supervisor.leftovers(state) == []
+
+
+async def until(look: Callable[[], Awaitable[Any]], what: str, seconds: float = 90) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := await look()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+        await asyncio.sleep(0.5)
+    return found
+
+
+async def state_of(kube: Kube, kind: str) -> str:
+    obj = await kube.get(path_of("apps.nvidia.com/v1alpha1", kind, NAMESPACE, NAME))
+    return str(obj.get("status", {}).get("state", ""))
+
+
+async def ensure(kube: Kube, objects: list[Obj]) -> None:
+    for obj in objects:
+        await kube.patch(path(obj), obj, kind="apply", field_manager="kubectl")
+
+
+def test_terraform_helm_and_two_manifests_lead_to_a_measured_service(bare: Rehearsal, tmp_path: Path) -> None:
+    include = Include()
+    environment, deployment = include.environment("rehearsal"), include.deployment(NAME)
+    before = inventory(bare)
+    env = {**os.environ, **aws_environment(bare.url("aws"))}
+    terraform = Terraform(include.path(environment.terraform.root), tmp_path / "tf", env)
+    state = environment.terraform.state
+    terraform.init({"bucket": state.bucket, "key": state.key, "region": environment.region, "use_lockfile": True})
+    plan = terraform.plan(environment.terraform.variables)
+    assert plan.add > 20 and plan.destroy == 0
+    terraform.apply()
+    outputs = terraform.output()
+    assert "aws eks update-kubeconfig" in outputs["configure_kubectl"]
+
+    chart = str(ROOT / "rehearsal" / "charts" / "k8s-nim-operator")
+    helm = [str(bare.helm), "upgrade", "--install", "nim-operator", chart, "-n", "nim-operator", "--create-namespace"]
+    subprocess.run([*helm, "--wait"], env={**env, "KUBECONFIG": str(bare.kubeconfig)}, check=True, timeout=120)
+
+    context = manifests.Context(
+        include.templates(), names_for(deployment, "by-hand"), NAME, "rehearsal", "by-hand", generation=1
+    )
+    key = bare.ngc_key_file.read_text()
+    file_system = outputs["efs_file_system_id"]
+    basics = [
+        manifests.namespace(context),
+        manifests.storage_class(include.templates(), environment, file_system),
+        *manifests.secrets(context, key),
+    ]
+    blueprint = list(yaml.safe_load_all((ROOT / "tests/rehearsal/blueprint.yaml").read_text()))
+    asyncio.run(_roll_out(bare, basics, blueprint))
+    measured = asyncio.run(_benchmark(bare, manifests.benchmark(context, deployment, include.benchmark_files())))
+    assert (measured.done, measured.errors) == (100, 0)
+    asyncio.run(_remove(bare, blueprint))
+
+    terraform.destroy(environment.terraform.variables)
+    assert terraform.state_list() == []
+    after = inventory(bare)
+    assert after == before, "terraform destroy left something behind"
+
+
+async def _roll_out(r: Rehearsal, basics: list[Obj], blueprint: list[Obj]) -> None:
+    async with Kube.from_rehearsal(r) as kube:
+        await ensure(kube, basics + blueprint)
+        for kind in ("NIMCache", "NIMService"):
+
+            async def ready(kind: str = kind) -> bool:
+                return await state_of(kube, kind) == "Ready"
+
+            await until(ready, f"{kind} Ready")
+        pods = await kube.list(f"/api/v1/namespaces/{NAMESPACE}/pods", label_selector=f"app={NAME}")
+        nodes = {n["metadata"]["name"]: n for n in await kube.list("/api/v1/nodes")}
+        node = nodes[pods[0]["spec"]["nodeName"]]
+        assert node["status"]["capacity"]["nvidia.com/gpu"] == "4"
+        assert node["metadata"]["labels"]["instanceType"] == "g5-gpu-karpenter"
+
+
+async def _benchmark(r: Rehearsal, objects: list[Obj]) -> report.BenchmarkReport:
+    job = objects[-1]
+    # The person's NIMService carries the plain name, so its own Service is the one that clients use.
+    async with Kube.from_rehearsal(r) as kube:
+        await ensure(kube, objects)
+
+        async def ended() -> list[Obj]:
+            conditions = (await kube.get(path(job))).get("status", {}).get("conditions") or []
+            return [c for c in conditions if c["type"] in ("Complete", "Failed") and c["status"] == "True"]
+
+        conditions = await until(ended, "the benchmark Job's end", 180)
+        name = job["metadata"]["name"]
+        pods = await kube.list(f"/api/v1/namespaces/{NAMESPACE}/pods", label_selector=f"job-name={name}")
+        log = await kube.text(path(pods[0], "log"))
+        assert conditions[0]["type"] == "Complete", log[-2000:]
+    return report.parse_report(report.extract_report(log))
+
+
+async def _remove(r: Rehearsal, blueprint: list[Obj]) -> None:
+    async with Kube.from_rehearsal(r) as kube:
+        for obj in reversed(blueprint):
+            await kube.delete(path(obj))
+
+        async def gone() -> bool:
+            left = [await kube.list(path_of("apps.nvidia.com/v1alpha1", k)) for k in ("NIMCache", "NIMService")]
+            volumes = await kube.list("/api/v1/persistentvolumes")
+            return not any(left) and not volumes
+
+        await until(gone, "custom resources and volumes gone")
+        with pytest.raises(NotFound):
+            await kube.get(path_of("v1", "PersistentVolumeClaim", NAMESPACE, f"{NAME}-pvc"))
+
+        async def no_gpu_node() -> bool:
+            nodes = await kube.list("/api/v1/nodes")
+            return not any("nvidia.com/gpu" in n["status"]["capacity"] for n in nodes)
+
+        await until(no_gpu_node, "GPU nodes gone")
+
+
+def test_unknown_fields_are_refused_under_strict_validation(bare: Rehearsal) -> None:
+    async def apply(obj: Obj) -> None:
+        async with Kube.from_rehearsal(bare) as kube:
+            await kube.request("POST", path_of(obj["apiVersion"], obj["kind"], "default"), body=obj,
+                               fieldValidation="Strict", dryRun="All")  # fmt: skip
+
+    blueprint = next(yaml.safe_load_all((ROOT / "tests/rehearsal/blueprint.yaml").read_text()))
+    blueprint["metadata"]["namespace"] = "default"
+    asyncio.run(apply(blueprint))
+    wrong = json.loads(json.dumps(blueprint))
+    wrong["spec"]["storage"]["pvc"]["sizes"] = "50Gi"
+    with pytest.raises(Exception, match="sizes"):
+        asyncio.run(apply(wrong))
