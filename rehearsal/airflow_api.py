@@ -88,8 +88,13 @@ class AirflowApi:
             try:
                 paused = self.call("GET", f"/dags/{dag_id}")["is_paused"]
             except AirflowError as error:
-                if ": 404 " not in str(error) or time.monotonic() > deadline:
+                if ": 404 " not in str(error):
                     raise
+                if time.monotonic() > deadline:
+                    raise AirflowError(
+                        f"Airflow did not find {dag_id} in its DAGs folder in {patience_s:.0f} s;"
+                        " see the log airflow-dag-processor.log"
+                    ) from None
                 time.sleep(0.5)
                 continue
             if paused:
