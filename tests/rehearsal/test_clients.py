@@ -445,11 +445,11 @@ def test_requests_through_the_api_server(cluster: Cluster, namespace: str, serve
         assert answer.json() == {"sent": {"messages": ["hallo" * 2000]}}
         began = time.monotonic()
         with pytest.raises(PortForwardFailed, match="time is up"):
-            pod.request("POST", "/slow", {}, timeout=1.0)
+            pod.request("POST", "/slow", {}, timeout_s=1.0)
         assert time.monotonic() - began < 2.5
         with pytest.raises(PortForwardFailed):
             with cluster.port_forward(namespace, "no-such-pod", 8000) as nowhere:
-                nowhere.request("GET", "/", timeout=5)
+                nowhere.request("GET", "/", timeout_s=5)
 
 
 # --- AWS ----------------------------------------------------------------------------------------------------------
@@ -503,3 +503,37 @@ def test_access_needs_a_cluster(aws: Callable[[str], Any], include: Include) -> 
     cluster = environment.cluster.model_copy(update={"name": "no-such-cluster"})
     with pytest.raises(ClusterMissing, match="no-such-cluster"):
         cluster_access(environment.model_copy(update={"cluster": cluster}))
+
+
+def test_access_through_eks(aws: Callable[[str], Any], include: Include, r: Rehearsal) -> None:
+    """DescribeCluster for endpoint and CA, a presigned STS request as token, and an access entry that lets it in."""
+    ec2, iam, eks = aws("ec2"), aws("iam"), aws("eks")
+    environment = include.environment("nvidia-nim-eks")
+    role = iam.create_role(RoleName="access", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    subnets = [
+        ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.9.{n}.0/24", AvailabilityZone=f"us-west-2{zone}")["Subnet"][
+            "SubnetId"
+        ]
+        for n, zone in enumerate("ab")
+    ]
+    eks.create_cluster(
+        name=environment.cluster.name,
+        version="1.35",
+        roleArn=role,
+        resourcesVpcConfig={"subnetIds": subnets},
+        accessConfig={"authenticationMode": "API", "bootstrapClusterCreatorAdminPermissions": True},
+    )
+    reached = until(lambda: _when_active(environment))
+    assert reached.endpoint.startswith("https://")
+    assert Cluster(reached).version().startswith("v1.")
+    assert Cluster(reached).list("v1", "Namespace")
+    assert "k8s-aws-v1" not in repr(reached)
+
+
+def _when_active(environment: Environment) -> ClusterAccess | None:
+    try:
+        return cluster_access(environment)
+    except ClusterMissing as missing:
+        assert missing.reason == "cluster-not-active", missing
+        return None

@@ -47,16 +47,16 @@ class PodHttp:
     def __init__(self, access: ClusterAccess, namespace: str, pod: str, port: int) -> None:
         self.access, self.namespace, self.pod, self.port = access, namespace, pod, port
 
-    def request(self, method: str, path: str, json: Any = None, *, timeout: float = 10.0) -> Response:
+    def request(self, method: str, path: str, json: Any = None, *, timeout_s: float = 10.0) -> Response:
         """One exchange.
 
         :param json: the body, if any
-        :param timeout: seconds for all of it, connecting included
+        :param timeout_s: for all of it, connecting included
         :raises PortForwardFailed: the tunnel cannot be opened, breaks, or the time is up
         """
         where = f"{method} {path} of {self.pod}:{self.port}"
-        deadline = time.monotonic() + timeout
-        tunnel = self._open(where, timeout)
+        deadline = time.monotonic() + timeout_s
+        tunnel = self._open(where, timeout_s)
         try:
             connection = http.client.HTTPConnection("localhost", self.port)
             connection.sock = _Socket(tunnel, deadline)
