@@ -1,4 +1,4 @@
-"""What every test needs: the two import roots, and an environment in which nothing of the user's is used by accident."""
+"""What every test needs: the two import roots, and an environment with nothing of the user's in it."""
 
 from __future__ import annotations
 
