@@ -30,38 +30,31 @@ _METRICS = (
 
 @dataclass(frozen=True)
 class Facts:
-    """One rollout's ledger records, latest try of each, by (stage, kind)."""
+    """One rollout's ledger records, latest try of each, by (stage, kind), and the benchmark's whole report."""
 
     records: Mapping[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     folder: Path | None = None
+    report: Path | None = None
 
-    def find(self, *names: str) -> Any:
-        """The first value under one of these names, at any depth of any record; None when nothing has one."""
-        for name in names:
-            for record in self.records.values():
-                for key, value in _walk(record):
-                    if key == name and value not in (None, "", {}, []):
-                        return value
-        return None
+    def of(self, stage: str, kind: str = "result") -> dict[str, Any]:
+        """What a stage wrote down; nothing when it never did."""
+        return dict(self.records.get((stage, kind), {}).get("facts", {}))
 
     @property
     def decision(self) -> str | None:
-        """`promoted`, `rejected` or whatever the last stage decided; None when the run never came to it."""
-        found = [record for (_, kind), record in self.records.items() if kind == "decision"]
-        for record in found:
-            for key, value in _walk(record):
-                if key == "decision" and isinstance(value, str):
-                    return value
-        return None
+        """`promoted`, `rejected` or `failed`; None when the run never came to it."""
+        return self.of("conclude", "decision").get("decision")
+
+    @property
+    def reason(self) -> str | None:
+        """Why it was not promoted, in one line."""
+        return self.of("conclude", "decision").get("decision_reason")
 
     def metric(self, name: str, statistic: str) -> float | None:
         """A number of the benchmark's report, in the report's own unit."""
-        for record in self.records.values():
-            for key, value in _walk(record):
-                if key == name and isinstance(value, dict) and isinstance(value.get(statistic), int | float):
-                    return float(value[statistic])
-        return None
+        value = self.of("judge", "report").get("metrics", {}).get(name, {}).get(statistic)
+        return None if value is None else float(value)
 
 
 def store(r: Rehearsal, environment: str) -> tuple[Any, str, str]:
@@ -82,22 +75,26 @@ def read(r: Rehearsal, environment: str, deployment: str, run_id: str) -> Facts:
     """Every ledger record of the rollout that this DAG run made, copied into the state's reports as well."""
     client, bucket, prefix = store(r, environment)
     base = "/".join(part for part in (prefix, environment, deployment) if part) + "/"
-    texts = {key: client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in _keys(client, bucket, base)}
-    rollouts = {key[len(base) :].split("/")[0] for key, text in texts.items() if json.dumps(run_id).encode() in text}
+    keys = list(_keys(client, bucket, base))
+    requests = [key for key in keys if key.endswith("/request.json")]
+    rollouts = {_rollout(key, base) for key in requests if _get(client, bucket, key)["facts"]["run_id"] == run_id}
     if not rollouts:
         return Facts()
     (rollout,) = rollouts
     folder = r.path("reports") / rollout
-    mine = {key: text for key, text in texts.items() if key.startswith(f"{base}{rollout}/")}
+    mine = sorted((key for key in keys if _rollout(key, base) == rollout), key=_try_of)
     records: dict[tuple[str, str], dict[str, Any]] = {}
-    for key in sorted(mine, key=_try_of):
-        parts = key[len(base) :].split("/")
-        target = folder.joinpath(*parts[1:])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(mine[key])
-        if key.endswith(".json"):
-            records[(parts[1], Path(parts[-1]).stem)] = json.loads(mine[key])
-    return Facts(records, tuple(sorted(mine)), folder)
+    for key in mine:
+        stage, number, file = key[len(base) :].split("/")[1:]
+        records[(stage, Path(file).stem)] = record = _get(client, bucket, key)
+        _write(folder / stage / number / file, record)
+    facts = Facts(records, tuple(mine), folder)
+    report_key = facts.of("judge", "report").get("report_key")
+    if not report_key:
+        return facts
+    report = folder / Path(report_key).name
+    _write(report, _get(client, bucket, f"{prefix}/{report_key}" if prefix else report_key))
+    return Facts(records, tuple(mine), folder, report)
 
 
 def stages(api: AirflowApi, dag_id: str, run_id: str) -> list[str]:
@@ -109,25 +106,22 @@ def stages(api: AirflowApi, dag_id: str, run_id: str) -> list[str]:
 
 def table(api: AirflowApi, dag_id: str, run_id: str, facts: Facts, seconds: float) -> list[str]:
     """The whole summary of a deploy, as lines."""
-    tasks = {task.name: task for task in api.tasks(dag_id, run_id)}
     rows = [("decision", facts.decision or "none in the ledger")]
-    reason = facts.find("decision_reason", "why") if facts.decision != "promoted" else None
-    if reason:
-        rows.append(("reason", str(reason)))
-    profile = facts.find("profile_id", "profile", "profiles")
-    if profile:
-        rows.append(("cache profile", profile if isinstance(profile, str) else json.dumps(profile)))
-    ready = _ready_seconds(tasks)
+    if facts.reason:
+        rows.append(("reason", facts.reason))
+    if profile := facts.of("wait_cache").get("profile"):
+        rows.append(("cache profile", profile))
+    ready = facts.of("wait_service").get("time_to_ready_s")
     if ready is not None:
-        rows.append(("time to ready", f"{ready:.1f} s (service applied until it was judged ready)"))
+        rows.append(("time to ready", f"{ready:.1f} s from applied to the last pod's readiness"))
     for name, statistic, title, unit in _METRICS:
         value = facts.metric(name, statistic)
         if value is not None:
             rows.append((title, f"{value:.1f} {unit}"))
     if facts.folder:
         rows.append(("records", f"{len(facts.keys)} in {facts.folder}"))
-        report = next((p for p in sorted(facts.folder.rglob("*report*"))), None)
-        rows.append(("report", str(report) if report else "none was made"))
+    if facts.report:
+        rows.append(("report", str(facts.report)))
     rows.append(("whole run", f"{seconds:.0f} s"))
     return [*stages(api, dag_id, run_id), "", *(f"{title:<16}{text}" for title, text in rows)]
 
@@ -137,23 +131,17 @@ def _stage(task: Task) -> str:
     return f"{task.name:<24}{task.state or 'none':<16}{took}".rstrip()
 
 
-def _ready_seconds(tasks: Mapping[str, Task]) -> float | None:
-    begin, end = tasks.get("apply_service"), tasks.get("wait_service")
-    if begin and end and begin.started and end.ended and end.state == "success":
-        return (end.ended - begin.started).total_seconds()
-    return None
+def _rollout(key: str, base: str) -> str:
+    return key[len(base) :].split("/")[0]
 
 
-def _walk(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every (key, value) of a record, outer ones first."""
-    below: list[Any] = []
-    if isinstance(value, dict):
-        yield from value.items()
-        below = list(value.values())
-    elif isinstance(value, list):
-        below = value
-    for part in below:
-        yield from _walk(part)
+def _get(client: Any, bucket: str, key: str) -> dict[str, Any]:
+    return dict(json.loads(client.get_object(Bucket=bucket, Key=key)["Body"].read()))
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=1))
 
 
 def _try_of(key: str) -> tuple[int, str]:
