@@ -5,6 +5,7 @@ Reads may be stale, as the real operator's are: a decision can rest on an object
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from rehearsal.kube import ApiError, Conflict, Kube, NotFound, path, path_of
 from rehearsal.operator.api import APPLIED_HASH, FIELD_MANAGER, GROUP_VERSION, PARENT_HASH, Obj, ReconcileError
 
+CACHE_GRACE_S = 0.01
 _ALPHABET = b"bcdfghjklmnpqrstvwxz2456789"
 
 
@@ -90,10 +92,35 @@ class Client:
         """Write this status over whatever status the object has now, also over a newer one than was read when the
         reconcile began: so a condition that was set meanwhile is lost. An object that has gone meanwhile is no
         error."""
-        live = await self._live(obj)
-        if live is not None:
-            live["status"] = obj["status"]
-            await self.kube.replace(path(live, "status"), live, fieldManager=FIELD_MANAGER)
+        meta = obj["metadata"]
+        live = self.get(obj["kind"], meta["namespace"], meta["name"])
+        if live is None:
+            return
+        try:
+            written = await self._put_status(live, obj["status"])
+        except Conflict:
+            fresh = await self._live(obj)
+            if fresh is None:
+                return
+            written = await self._put_status(fresh, obj["status"])
+        except NotFound:
+            return
+        await self._seen(written)
+
+    async def _put_status(self, live: Obj, status: Obj) -> Obj:
+        live["status"] = status
+        return await self.kube.replace(path(live, "status"), live, fieldManager=FIELD_MANAGER)
+
+    async def _seen(self, written: Obj) -> None:
+        """Give the cache a moment to learn of a write, as the real operator's has it while a longer reconcile goes
+        on. Not for as long as it takes: now and then the next reconcile reads what was before, there as here."""
+        meta, cache = written["metadata"], self.caches[written["kind"]]
+        deadline = asyncio.get_running_loop().time() + CACHE_GRACE_S
+        while (left := deadline - asyncio.get_running_loop().time()) > 0:
+            cached = cache.items.get((meta["namespace"], meta["name"]))
+            if cached is None or cached["metadata"]["resourceVersion"] == meta["resourceVersion"]:
+                return
+            await cache.wait_change(left)
 
     async def delete(self, kind: str, namespace: str, name: str) -> None:
         try:

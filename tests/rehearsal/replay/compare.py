@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 from tests.rehearsal.replay.scenario import CUSTOM
@@ -12,8 +13,8 @@ Trace = list[Obj]
 
 RACE_S = 0.25
 """A state that lasts shorter is one side of a race between two reconciles, or between a reconcile and a watch event."""
-BLIP_S = 2.0
-"""A reconcile error this soon after a cache's creation is the race of its selection pod with the operator's cache."""
+FLAPPING, FLAPS = "(flapping)", ("Failed", "InProgress", "Pending")
+RECONCILE_FAILED = "NIM_CACHE_RECONCILE_FAILED"
 RACING = ("Pending", "NotReady")
 SUBJECTS = (
     *CUSTOM,
@@ -61,31 +62,45 @@ def _versions(trace: Trace, kinds: tuple[str, ...]) -> dict[str, Trace]:
     return result
 
 
+def state_of(obj: Obj) -> str:
+    """The state; the error of a selection pod that the operator's cache does not know yet counts as none: whether it
+    shows, and stays until the pod runs, is a race."""
+    state = str(obj.get("status", {}).get("state", ""))
+    failed = _conditions(obj).get(RECONCILE_FAILED, {})
+    return "" if state == "NotReady" and _is_pod_race(obj, failed) else state
+
+
+def _is_pod_race(obj: Obj, failed: Obj) -> bool:
+    return obj["kind"] == "NIMCache" and failed.get("message") == f'Pod "{obj["metadata"]["name"]}-pod" not found'
+
+
 def states(versions: Trace) -> list[str]:
-    """The states in order, without those that a race alone brings: short ones, and an error before the first Job."""
+    """The states in order, without those that a race alone brings: short ones, and how often a retried Job makes the
+    state flap before it is Ready, which is a matter of how many of the Job's steps one reconcile sees as one."""
     spans: list[tuple[str, float]] = []
     for entry in versions:
-        state = entry["object"].get("status", {}).get("state", "")
-        if entry["type"] == "DELETED":
-            state = "(gone)"
+        state = "(gone)" if entry["type"] == "DELETED" else state_of(entry["object"])
         if not spans or spans[-1][0] != state:
             spans.append((state, entry["t"]))
     last = versions[-1]["t"] + 3600 if versions else 0.0
     kept: list[str] = []
     for (state, begin), (_, until) in zip(spans, [*spans[1:], ("", last)], strict=True):
         short = until - begin < RACE_S and state in RACING
-        blip = state == "NotReady" and versions[0]["object"]["kind"] == "NIMCache" and _is_blip(versions, begin)
-        if not short and not blip and (not kept or kept[-1] != state):
+        if not short and (not kept or kept[-1] != state):
             kept.append(state)
-    return kept
+    return _without_flapping(kept) if versions and versions[0]["object"]["kind"] == "NIMCache" else kept
 
 
-def _is_blip(versions: Trace, at: float) -> bool:
-    """Whether the error seen at this time is the one of the selection pod that the operator's cache does not know
-    yet."""
-    entry = next(e for e in versions if e["t"] == at)
-    message = _conditions(entry["object"]).get("NIM_CACHE_RECONCILE_FAILED", {}).get("message", "")
-    return message.endswith("not found") and any(at - e["t"] < BLIP_S and e["type"] == "ADDED" for e in versions)
+def _without_flapping(kept: list[str]) -> list[str]:
+    """What follows the first Failed of a download that is not Ready yet is one flapping."""
+    result: list[str] = []
+    ready = False
+    for state in kept:
+        ready = state == "Ready" or (ready and state == "Failed")
+        if result and result[-1] == FLAPPING and state in FLAPS and not ready:
+            continue
+        result.append(FLAPPING if state == "Failed" and not ready else state)
+    return result
 
 
 def _conditions(obj: Obj) -> dict[str, Obj]:
@@ -103,10 +118,8 @@ def condition(versions: Trace, type_: str) -> list[tuple[str, str]]:
         found = _conditions(entry["object"]).get(type_)
         if found is None:
             continue
-        if type_ == "NIM_CACHE_RECONCILE_FAILED":
-            if found["message"].endswith("not found") and entry["object"]["kind"] == "NIMCache":
-                continue
-            if found["status"] == "False" and not result:
+        if type_ == RECONCILE_FAILED:
+            if _is_pod_race(entry["object"], found) or (found["status"] == "False" and not result):
                 continue
         value = (found["status"], found["reason"])
         if not result or result[-1] != value:
@@ -123,6 +136,10 @@ def end(entry: Obj) -> Obj:
     obj = entry["object"]
     status = copy.deepcopy(obj.get("status", {}))
     status.pop("conditions", None)
+    status["state"] = state_of(obj)
+    never_ready = obj["kind"] == "NIMCache" and "pvc" not in status
+    if never_ready and status["state"] in FLAPS and "NIM_CACHE_JOB_COMPLETED" in _conditions(obj):
+        status["state"] = FLAPPING
     if "model" in status:
         status["model"].pop("clusterEndpoint", None)
     return {"spec": obj["spec"], "finalizers": obj["metadata"].get("finalizers"), "status": status}
@@ -196,6 +213,21 @@ def _objects(recorded: Trace, replayed: Trace) -> list[str]:
             for part in expected:
                 found += _differ(f"{kind}/{expected['name']} {part}", expected[part], actual[part])
     return found
+
+
+def snapshot(trace: Trace, until: float = float("inf")) -> Counter[str]:
+    """What there is at a time: objects by kind and name without generated parts, custom resources with their state."""
+    live: dict[str, str] = {}
+    for entry in trace:
+        obj = entry["object"]
+        if entry["t"] > until or obj["kind"] not in SUBJECTS:
+            continue
+        if entry["type"] == "DELETED":
+            live.pop(obj["metadata"]["uid"], None)
+        else:
+            state = f" {state_of(obj)}" if obj["kind"] in CUSTOM else ""
+            live[obj["metadata"]["uid"]] = f"{obj['kind']}/{_name(obj)}{state}"
+    return Counter(live.values())
 
 
 def _operator_events(trace: Trace) -> set[tuple[str, str, str]]:

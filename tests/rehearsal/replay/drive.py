@@ -9,9 +9,10 @@ import time
 from typing import Any
 
 from rehearsal.kube import Kube, NotFound, path, path_of
+from tests.rehearsal.replay.compare import snapshot
 from tests.rehearsal.replay.kubelet import Kubelet
 from tests.rehearsal.replay.plane import Plane
-from tests.rehearsal.replay.scenario import CUSTOM, Scenario
+from tests.rehearsal.replay.scenario import Scenario
 from tests.rehearsal.replay.world import Endpoints, Provisioner, make_nodes
 
 Obj = dict[str, Any]
@@ -22,6 +23,7 @@ RECORDED = (
     ("autoscaling/v2", "HorizontalPodAutoscaler"), ("v1", "Event"),
 )  # fmt: skip
 VERSIONS = {kind: version for version, kind in RECORDED}
+AT_ONCE, STAGGER_S = 6, 1.5
 PATIENCE_S = 12.0
 """How long a deed waits for the custom resources to be where they were when the recorded client did it."""
 
@@ -35,7 +37,6 @@ class Replay:
         self.notes: dict[str, list[str]] = {scenario.name: [] for scenario in scenarios}
         self._by_namespace = {scenario.namespace: scenario for scenario in scenarios}
         self._began: dict[str, float] = {}
-        self._live: dict[tuple[str, str], Obj] = {}
 
     async def run(self) -> None:
         async with Kube.from_rehearsal(self.plane.r) as kube:
@@ -58,8 +59,7 @@ class Replay:
             try:
                 for cache in caches.values():
                     await cache.synced()
-                together = [scenario for scenario in self.scenarios if not scenario.stops_operator]
-                await asyncio.gather(*(self._scenario(scenario) for scenario in together))
+                await self._side_by_side([s for s in self.scenarios if not s.stops_operator])
                 for scenario in self.scenarios:
                     if scenario.stops_operator:
                         await self._scenario(scenario)
@@ -70,6 +70,19 @@ class Replay:
                 await self._endpoints.close()
                 await logs.cleanup()
 
+    async def _side_by_side(self, scenarios: list[Scenario]) -> None:
+        """The longest first, and not all at once: the operator has one worker a kind, and what it sees of a pod that is
+        soon running depends on how long its other work keeps it."""
+        free = asyncio.Semaphore(AT_ONCE)
+
+        async def one(number: int, scenario: Scenario) -> None:
+            await asyncio.sleep(number * STAGGER_S)
+            async with free:
+                await self._scenario(scenario)
+
+        ordered = sorted(scenarios, key=lambda scenario: -scenario.length)
+        await asyncio.gather(*(one(number, scenario) for number, scenario in enumerate(ordered)))
+
     def _record(self, type_: str, obj: Obj) -> None:
         namespace = obj["metadata"].get("namespace", "")
         scenario = self._by_namespace.get(namespace)
@@ -79,12 +92,6 @@ class Replay:
         obj["metadata"].pop("managedFields", None)
         t = round(time.monotonic() - self._began[scenario.name], 3)
         self.seen[scenario.name].append({"t": t, "type": type_, "object": obj})
-        if obj["kind"] in CUSTOM:
-            key = (namespace, f"{obj['kind']}/{obj['metadata']['name']}")
-            if type_ == "DELETED":
-                self._live.pop(key, None)
-            else:
-                self._live[key] = obj
 
     async def _scenario(self, scenario: Scenario) -> None:
         self._began[scenario.name] = time.monotonic()
@@ -97,19 +104,21 @@ class Replay:
             await self._do(scenario, action)
 
     async def _gate(self, scenario: Scenario, action: Obj) -> float:
-        """Wait until the custom resources are in the states in which the recorded client saw them; the seconds it took.
-
-        The recorded client waited for those states too; a replay that is a little slower must not act before them.
-        """
-        wanted = {key: _state(obj) for key, obj in scenario.live_at(float(action["t"]) - 0.001).items()}
+        """Wait until the objects are there, and the custom resources in the states, that were so when the recorded
+        client did this; the seconds it took. That client waited too; a replay that is a little slower must not act
+        too soon."""
+        wanted = snapshot(scenario.events, float(action["t"]) - 0.001)
         start = time.monotonic()
         while time.monotonic() - start < PATIENCE_S:
-            live = {key: _state(obj) for (ns, key), obj in self._live.items() if ns == scenario.namespace}
+            live = snapshot(self.seen[scenario.name])
             if live == wanted:
                 break
             await asyncio.sleep(0.02)
         else:
-            self.notes[scenario.name].append(f"t={action['t']} {action['verb']}: wanted {wanted}, got {live}")
+            missing, extra = sorted((wanted - live).elements()), sorted((live - wanted).elements())
+            self.notes[scenario.name].append(
+                f"t={action['t']} {action['verb']}: still missing {missing}, too much {extra}"
+            )
         return time.monotonic() - start
 
     async def _do(self, scenario: Scenario, action: Obj) -> None:
@@ -138,7 +147,3 @@ class Replay:
             await self._kube.create(where, manifest, fieldValidation="Strict")
         else:
             await self._kube.patch(path(live), json.loads(json.dumps(manifest)), kind="merge")
-
-
-def _state(obj: Obj) -> str:
-    return str(obj.get("status", {}).get("state", ""))

@@ -124,20 +124,6 @@ class Scenario:
         names = [owner.partition("/")[2] for owner, _ in self.behaviours if owner.startswith(f"{kind}/")]
         return list(dict.fromkeys(names))
 
-    def live_at(self, t: float) -> dict[str, Obj]:
-        """The custom resources as they were seen at `t`, by Kind/name."""
-        live: dict[str, Obj] = {}
-        for entry in self.events:
-            obj = entry["object"]
-            if entry["t"] > t or obj["kind"] not in CUSTOM:
-                continue
-            key = f"{obj['kind']}/{obj['metadata']['name']}"
-            if entry["type"] == "DELETED":
-                live.pop(key, None)
-            else:
-                live[key] = obj
-        return live
-
 
 def _own_steps(steps: list[Step]) -> list[Step]:
     removed = next((step.after for step in steps if step.verb == "remove"), None)
