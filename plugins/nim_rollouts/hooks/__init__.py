@@ -1,0 +1,1 @@
+"""Ways from Airflow (connections, runs) to the clients."""

@@ -1,0 +1,100 @@
+"""terraform of an environment: its root, work folder, state, variables, and AWS credentials of its connection."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nim_rollouts.clients.include import Include
+from nim_rollouts.clients.terraform import Terraform
+from nim_rollouts.core.environment import Environment
+from nim_rollouts.core.errors import AccessDenied
+
+WORK_VARIABLE = "NIM_ROLLOUTS_WORK"
+
+
+def open_terraform(environment: Environment, include: Include, progress: Callable[[str], None]) -> Terraform:
+    """terraform, not yet initialised. `progress` takes one line at a time."""
+    return Terraform(
+        include.path(environment.terraform.root),
+        work_folder() / environment.name / "terraform",
+        aws_variables(environment),
+        progress=progress,
+    )
+
+
+def work_folder() -> Path:
+    """Where a worker keeps what it may lose: the variable NIM_ROLLOUTS_WORK, else a folder in AIRFLOW_HOME."""
+    chosen = os.environ.get(WORK_VARIABLE)
+    return Path(chosen) if chosen else Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser() / "nim-rollouts"
+
+
+def backend(environment: Environment) -> dict[str, Any]:
+    """Where the state lies."""
+    state = environment.terraform.state
+    return {"bucket": state.bucket, "key": state.key, "region": environment.region}
+
+
+def variables(environment: Environment) -> dict[str, Any]:
+    """The root's variables: what the environment's file says, and what it already says elsewhere.
+
+    Without named administrators it is the identity that runs terraform: it must be able to use what it makes.
+    """
+    given = environment.terraform.variables
+    known: dict[str, Any] = {
+        "environment": environment.name,
+        "region": environment.region,
+        "cluster_name": environment.cluster.name,
+    }
+    if "admin_principal_arns" not in given:
+        known["admin_principal_arns"] = [principal(_caller(environment))]
+    return known | given
+
+
+def principal(arn: str) -> str:
+    """The IAM principal of an identity: EKS access entries name a role, not the session that uses it."""
+    session = re.fullmatch(r"arn:(aws[a-z-]*):sts::(\d{12}):(assumed-role|user)/([^/]+)(?:/.*)?", arn)
+    if not session:
+        return arn
+    kind = "role" if session[3] == "assumed-role" else "user"
+    return f"arn:{session[1]}:iam::{session[2]}:{kind}/{session[4]}"
+
+
+def aws_variables(environment: Environment) -> dict[str, str]:
+    """AWS_* variables for a child process, from the environment's connection. Never logged or recorded.
+
+    :raises AccessDenied: the connection gives no credentials
+    """
+    from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
+    from botocore.exceptions import BotoCoreError
+
+    hook = AwsBaseHook(aws_conn_id=environment.aws_conn_id, client_type="sts", region_name=environment.region)
+    try:
+        credentials = hook.get_credentials(region_name=environment.region)
+    except (BotoCoreError, AttributeError) as error:
+        # boto3 hands out None instead of credentials, which the hook then asks for its parts.
+        raise AccessDenied(
+            f"the connection {environment.aws_conn_id} gives no AWS credentials",
+            layer="aws",
+            hint="Give it keys or a role, or run the worker with a role of its own",
+        ) from error
+    result = {
+        "AWS_ACCESS_KEY_ID": credentials.access_key,
+        "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
+        "AWS_REGION": environment.region,
+        "AWS_DEFAULT_REGION": environment.region,
+    }
+    if credentials.token:
+        result["AWS_SESSION_TOKEN"] = credentials.token
+    endpoint = hook.conn_config.endpoint_url
+    return result | ({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})
+
+
+def _caller(environment: Environment) -> str:
+    from airflow.providers.amazon.aws.hooks.sts import StsHook
+
+    hook = StsHook(aws_conn_id=environment.aws_conn_id, region_name=environment.region)
+    return str(hook.conn.get_caller_identity()["Arn"])

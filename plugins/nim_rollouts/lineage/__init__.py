@@ -1,0 +1,1 @@
+"""What a run leaves behind for others: assets, the decision, the seal over its records."""

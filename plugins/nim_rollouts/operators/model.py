@@ -1,0 +1,108 @@
+"""The model: its cache, its service, and the Service that clients use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nim_rollouts.core.errors import WaitStuck
+from nim_rollouts.operators.base import Facts, Stage, StageOperator, now
+from nim_rollouts.operators.platform import apply_and_say
+
+if TYPE_CHECKING:
+    from nim_rollouts.clients.cluster import Object
+
+NIM_API = "apps.nvidia.com/v1alpha1"
+
+
+class ApplyCacheOperator(StageOperator):
+    """The NIMCache. Its name carries the hash of its spec: the same model is never downloaded twice."""
+
+    def run(self, stage: Stage) -> Facts:
+        """Server-side apply. The intent names it, so that a later stage knows that something may be there."""
+        from nim_rollouts.core import manifests
+
+        session = stage.session
+        cache = manifests.nim_cache(session.manifest_context(), session.deployment)
+        stage.intend({"kind": "NIMCache", "name": session.names.cache, "namespace": session.names.namespace})
+        return {"applied": [apply_and_say(stage, cache)], "applied_at": now().isoformat()}
+
+
+class ApplyServiceOperator(StageOperator):
+    """The NIMService by the strategy `replace`: the old one leaves its GPUs first, then the new one starts."""
+
+    def run(self, stage: Stage) -> Facts:
+        """Remove older NIMServices of the deployment and wait until they are gone, then apply the new one."""
+        from nim_rollouts.core import manifests
+
+        session = stage.session
+        context, deployment = session.manifest_context(), session.deployment
+        standing = services_of(stage, deployment.name, deployment.namespace)
+        stage.intend(
+            {
+                "kind": "NIMService",
+                "name": session.names.service,
+                "namespace": session.names.namespace,
+                "standing": {one["metadata"]["name"]: one["metadata"]["uid"] for one in standing},
+            }
+        )
+        replaced = self._make_room(stage, [one for one in standing if one["metadata"]["name"] != session.names.service])
+        applied_at = now().isoformat()
+        objects = [manifests.nim_service(context, deployment), manifests.stable_service(context, deployment)]
+        applied = [apply_and_say(stage, obj) for obj in objects]
+        return {
+            "applied": applied,
+            "applied_at": applied_at,
+            "replaced": replaced,
+            "image_from": sorted({image_of(one) for one in standing}) or None,
+            "image_to": deployment.image.reference,
+        }
+
+    def _make_room(self, stage: Stage, old: list[Object]) -> list[dict[str, str]]:
+        if not old:
+            return []
+        names = ", ".join(one["metadata"]["name"] for one in old)
+        stage.log.warning(
+            "downtime from here until the new service is ready: %s gives up its GPUs first (strategy replace)", names
+        )
+        for service in old:
+            stage.check_claims()
+            stage.session.cluster.delete(
+                service, uid=service["metadata"]["uid"], generation=stage.session.request.generation
+            )
+        budget = stage.session.environment.budgets.delete_s
+        wait_gone(stage, [subject_of(one) for one in old], budget)
+        return [{"name": one["metadata"]["name"], "uid": one["metadata"]["uid"], "image": image_of(one)} for one in old]
+
+
+def services_of(stage: Stage, deployment: str, namespace: str | None) -> list[Object]:
+    """The NIMServices that were made for a deployment in this environment."""
+    from nim_rollouts.core.manifests import DEPLOYMENT_LABEL, ENVIRONMENT_LABEL
+
+    selector = f"{DEPLOYMENT_LABEL}={deployment},{ENVIRONMENT_LABEL}={stage.session.environment.name}"
+    return stage.session.cluster.list(NIM_API, "NIMService", namespace, label_selector=selector)
+
+
+def image_of(service: Object) -> str:
+    """The image that a NIMService asks for."""
+    image = (service.get("spec") or {}).get("image") or {}
+    return f"{image.get('repository')}:{image.get('tag')}"
+
+
+def subject_of(obj: Object) -> Any:
+    """The disappearance of this very object."""
+    from nim_rollouts.core.verdicts import Subject
+
+    metadata = obj["metadata"]
+    return Subject(obj["kind"], metadata["name"], metadata.get("namespace"), absent=True, uid=metadata["uid"])
+
+
+def wait_gone(stage: Stage, subjects: list[Any], budget_s: float) -> None:
+    """Watch until all are gone with what they owned, inside a worker: for what takes seconds.
+
+    :raises WaitStuck: they are not gone within the budget
+    """
+    from nim_rollouts.triggers.watching import wait_in_worker
+
+    left = wait_in_worker(stage.session.access, subjects, budget_s, stage.log.info)
+    for subject, verdict in left:
+        raise WaitStuck.of(subject.ref, verdict.overdue(), deadline_s=budget_s)

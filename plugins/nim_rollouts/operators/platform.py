@@ -1,0 +1,169 @@
+"""What every deployment needs in the cluster: access, add-ons, storage class, namespace, proof that it all accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nim_rollouts.core.errors import ApplyRejected, PlatformNotReady
+from nim_rollouts.operators.base import Facts, Stage, StageOperator
+
+if TYPE_CHECKING:
+    from nim_rollouts.core.environment import Addon
+
+OUTPUTS_STAGE = "terraform_outputs"
+
+
+class ClusterAccessOperator(StageOperator):
+    """Proves that the cluster is there and lets us in. Tokens and certificates are not handed on: each task asks."""
+
+    claim_scopes = ()
+
+    def run(self, stage: Stage) -> Facts:
+        """Reads only."""
+        session = stage.session
+        version = session.cluster.version()
+        stage.log.info("cluster %s at %s runs %s", session.environment.cluster.name, session.access.endpoint, version)
+        return {"cluster": session.environment.cluster.name, "endpoint": session.access.endpoint, "version": version}
+
+
+class HelmReleaseOperator(StageOperator):
+    """One add-on of the environment as a Helm release; untouched when chart and values are what is installed.
+
+    :param addon: its name in the environment's file
+    """
+
+    template_fields: Sequence[str] = (*StageOperator.template_fields, "addon")
+    claim_scopes = ("environment",)
+
+    def __init__(self, *, addon: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.addon = addon
+
+    @property
+    def stage_name(self) -> str:
+        """One stage an add-on."""
+        return f"{self.task_id}-{self.addon}"
+
+    def run(self, stage: Stage) -> Facts:
+        """Install or upgrade."""
+        from nim_rollouts.clients.helm import Helm
+
+        addon = self._addon(stage)
+        result = Helm(stage.session.cluster, stage.session.include).upgrade_install(addon)
+        stage.log.info("release %s: revision %s, %s%s", addon.name, result.revision, result.status,
+                       "" if result.changed else ", unchanged")  # fmt: skip
+        return {
+            "addon": addon.name,
+            "namespace": addon.namespace,
+            "changed": result.changed,
+            "revision": result.revision,
+            "status": result.status,
+            "chart_digest": result.chart_digest,
+        }
+
+    def _addon(self, stage: Stage) -> Addon:
+        for addon in stage.session.environment.addons:
+            if addon.name == self.addon:
+                return addon
+        raise PlatformNotReady(
+            f"the environment {stage.session.environment.name} has no add-on {self.addon} any more",
+            hint="Trigger a new run: the environment's file has changed since this one began",
+        )
+
+
+class ApplyPlatformOperator(StageOperator):
+    """The storage class on the environment's file system, and the deployment's namespace."""
+
+    claim_scopes = ("deployment", "environment")
+
+    def run(self, stage: Stage) -> Facts:
+        """Server-side apply of both."""
+        from nim_rollouts.core import manifests
+
+        session = stage.session
+        file_system = session.facts(OUTPUTS_STAGE)["outputs"].get("efs_file_system_id")
+        if not file_system:
+            raise PlatformNotReady(
+                "terraform has no output efs_file_system_id",
+                hint="The storage class needs it: correct the root module and clear terraform_plan and what follows",
+            )
+        objects = [
+            manifests.storage_class(session.include.templates(), session.environment, file_system),
+            manifests.namespace(session.manifest_context()),
+        ]
+        return {"file_system": file_system, "applied": [apply_and_say(stage, obj) for obj in objects]}
+
+
+class VerifyPlatformOperator(StageOperator):
+    """Dry-runs the deployment's own objects on the API server, strictly: what it would refuse later it refuses now."""
+
+    def run(self, stage: Stage) -> Facts:
+        """Changes nothing. Afterwards the environment's claim is given up: another deployment may begin."""
+        from nim_rollouts.core import manifests
+
+        session = stage.session
+        context, deployment = session.manifest_context(), session.deployment
+        objects = [
+            manifests.nim_cache(context, deployment),
+            manifests.nim_service(context, deployment),
+            manifests.stable_service(context, deployment),
+            *manifests.benchmark(context, deployment, session.include.benchmark_files()),
+        ]
+        refused = []
+        for obj in objects:
+            try:
+                session.cluster.apply(obj, dry_run=True)
+            except ApplyRejected as error:
+                refused.append(error)
+        if refused:
+            raise ApplyRejected(
+                " | ".join(error.message for error in refused),
+                hint="Correct the deployment, or install the operator version that knows these fields",
+            )
+        stage.log.info("the API server accepts %s", ", ".join(sorted({obj["kind"] for obj in objects})))
+        facts = {
+            "accepted": sorted(f"{obj['kind']}/{obj['metadata']['name']}" for obj in objects),
+            "storage_class": self._storage_class(stage),
+        }
+        stage.release_claims("environment")
+        return facts
+
+    @staticmethod
+    def _storage_class(stage: Stage) -> str:
+        wanted = stage.session.deployment.cache.storage_class
+        if stage.session.cluster.get("storage.k8s.io/v1", "StorageClass", None, wanted) is None:
+            raise PlatformNotReady(
+                f"the cluster has no storage class {wanted}",
+                hint="Name one that it has in cache.storage_class of the deployment",
+            )
+        return wanted
+
+
+class ApplySecretsOperator(StageOperator):
+    """The NGC key, from its Airflow connection straight into the two Kubernetes secrets."""
+
+    def run(self, stage: Stage) -> Facts:
+        """Server-side apply of both. The facts name them; nothing of their content leaves this method."""
+        from nim_rollouts.core import manifests
+        from nim_rollouts.hooks.ngc import ngc_key
+
+        session = stage.session
+        secrets = manifests.secrets(session.manifest_context(), ngc_key(session.environment))
+        return {"applied": [apply_and_say(stage, secret) for secret in secrets]}
+
+
+def apply_and_say(stage: Stage, obj: dict[str, Any]) -> dict[str, Any]:
+    """Apply, log one line, and return what the ledger keeps: kind, name, uid, and what became of it."""
+    stage.check_claims()
+    result = stage.session.cluster.apply(obj)
+    became = "created" if result.created else "changed" if result.changed else "unchanged"
+    metadata = result.obj["metadata"]
+    stage.log.info("%s/%s %s", obj["kind"], metadata["name"], became)
+    return {
+        "kind": obj["kind"],
+        "name": metadata["name"],
+        "namespace": metadata.get("namespace"),
+        "uid": metadata["uid"],
+        "became": became,
+    }

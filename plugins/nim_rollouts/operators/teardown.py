@@ -1,0 +1,195 @@
+"""Down in order, the models' part: services, then caches with their claims and volumes.
+
+Each step makes sure that something is absent, so the pipeline can be run again from any point, also when the cluster
+itself does not exist any more. Finalizers are honoured: nothing is ever stripped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nim_rollouts.core.errors import SpecError
+from nim_rollouts.operators.base import Facts, Stage, StageOperator
+from nim_rollouts.operators.decide import FAILED, ConcludeOperator, why
+from nim_rollouts.operators.validate import ClaimingOperator, Problems
+
+if TYPE_CHECKING:
+    from nim_rollouts.clients.cluster import Cluster, Object
+
+PLATFORM, DEPLOYMENT = "platform", "deployment"
+GONE = "gone"
+NIM_API = "apps.nvidia.com/v1alpha1"
+_BOTH = ("deployment", "environment")
+
+
+class ValidateTeardownOperator(ClaimingOperator):
+    """Checks what is to go, and takes the claims of all that it concerns.
+
+    :param scope: `platform`: everything of the environment; `deployment`: one deployment alone
+    """
+
+    template_fields: Sequence[str] = (*StageOperator.template_fields, "scope")
+
+    def __init__(self, *, scope: str = "{{ params.scope }}", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.scope = scope
+
+    def run(self, stage: Stage) -> Facts:
+        """Refuse, or claim and write the request down."""
+        from nim_rollouts.clients import claims
+        from nim_rollouts.core.spec import Request
+
+        session = stage.session
+        known = sorted(set(session.include.deployments()) | set(self._claimed(stage)))
+        self._check(stage, known)
+        concerned = known if self.scope == PLATFORM else [self.deployment]
+        environment = session.environment.name
+        scopes = [claims.deployment_scope(environment, name) for name in concerned]
+        if self.scope == PLATFORM:
+            scopes.insert(0, claims.environment_scope(environment))
+        taken = self.take_claims(stage, scopes)
+        ti = stage.context["ti"]
+        request = Request(
+            environment=environment,
+            deployment=session.scope,
+            dag_id=ti.dag_id,
+            run_id=ti.run_id,
+            rollout_id=session.rollout,
+            triggered_by=self.triggered_by(stage.context),
+            generation=taken[-1].generation if taken else None,
+            environment_generation=taken[0].generation if self.scope == PLATFORM else None,
+        )
+        session.ledger.record(stage.name, stage.try_number, "request", request.model_dump(mode="json", by_alias=True))
+        stage.log.info("to go: %s of %s", self.scope, ", ".join(concerned) or environment)
+        generations = {name: claim.generation for name, claim in zip(concerned, taken[-len(concerned) :], strict=False)}
+        return {"scope": self.scope, "deployments": generations, "triggered_by": request.triggered_by}
+
+    def _check(self, stage: Stage, known: list[str]) -> None:
+        problems = Problems()
+        if self.scope not in (PLATFORM, DEPLOYMENT):
+            problems.add(SpecError(f'scope "{self.scope}" is neither platform nor deployment', hint="Choose one"))
+        if self.scope == DEPLOYMENT and self.deployment not in known:
+            problems.add(SpecError(f'there is no deployment "{self.deployment}"; known: {", ".join(known) or "none"}',
+                                   reason="deployment-unknown", hint="Name one that exists"))  # fmt: skip
+        if self.scope == PLATFORM and self.deployment:
+            problems.add(SpecError("scope platform takes every deployment down, yet one is named",
+                                   hint="Leave deployment empty, or choose the scope deployment"))  # fmt: skip
+        problems.refuse(stage.log)
+
+    @staticmethod
+    def _claimed(stage: Stage) -> list[str]:
+        """Deployments that were ever claimed here: a file may have been removed since."""
+        prefix = f"claims/{stage.session.environment.name}/"
+        names = [key.removeprefix(prefix).removesuffix(".json") for key in stage.session.store.list(prefix)]
+        return [name for name in names if not name.startswith("_") and "/" not in name]
+
+
+class DeletingOperator(StageOperator):
+    """Orders deletions and names them with their uids for the wait that follows."""
+
+    claim_scopes = _BOTH
+
+    def cluster(self, stage: Stage) -> Cluster | None:
+        """None when there is no cluster any more, and so nothing to delete in it."""
+        return stage.session.cluster_if_any()
+
+    def selector(self, stage: Stage) -> str:
+        """Labels of what this run concerns."""
+        from nim_rollouts.core.manifests import DEPLOYMENT_LABEL, ENVIRONMENT_LABEL, MANAGED_BY, MANAGER
+
+        labels = {MANAGED_BY: MANAGER, ENVIRONMENT_LABEL: stage.session.environment.name}
+        if self.deployment:
+            labels[DEPLOYMENT_LABEL] = self.deployment
+        return ",".join(f"{name}={value}" for name, value in labels.items())
+
+    def delete(self, stage: Stage, cluster: Cluster, objects: Iterable[Object]) -> list[dict[str, Any]]:
+        """Delete by name, uid and generation. What is on its way out already is named as well."""
+        from nim_rollouts.core.manifests import DEPLOYMENT_LABEL
+
+        generations = stage.session.facts("validate")["deployments"]
+        removed = []
+        for obj in objects:
+            metadata = obj["metadata"]
+            stage.check_claims()
+            if not metadata.get("deletionTimestamp"):
+                owner = (metadata.get("labels") or {}).get(DEPLOYMENT_LABEL)
+                cluster.delete(obj, uid=metadata["uid"], generation=generations.get(owner))
+                stage.log.info("%s/%s: deletion ordered", obj["kind"], metadata["name"])
+            removed.append(
+                {
+                    "kind": obj["kind"],
+                    "name": metadata["name"],
+                    "namespace": metadata.get("namespace"),
+                    "uid": metadata["uid"],
+                }
+            )
+        return removed
+
+
+class DeleteServicesOperator(DeletingOperator):
+    """NIMServices, the Services in front of them, benchmark Jobs: everything that holds a GPU or a claim."""
+
+    _KINDS = ((NIM_API, "NIMService"), ("v1", "Service"), ("batch/v1", "Job"), ("v1", "ConfigMap"))
+
+    def run(self, stage: Stage) -> Facts:
+        """Order the deletions."""
+        cluster = self.cluster(stage)
+        removed: list[dict[str, Any]] = []
+        if cluster is None:
+            return {"removed": removed, "cluster": "absent"}
+        for api_version, kind in self._KINDS:
+            found = cluster.list(api_version, kind, None, label_selector=self.selector(stage))
+            removed += self.delete(stage, cluster, found)
+        return {"removed": removed, "cluster": "present"}
+
+
+class DeleteCachesOperator(DeletingOperator):
+    """NIMCaches; their claims and volumes go with them."""
+
+    def run(self, stage: Stage) -> Facts:
+        """Order the deletions, and name the volumes that must go too."""
+        cluster = self.cluster(stage)
+        if cluster is None:
+            return {"removed": []}
+        caches = cluster.list(NIM_API, "NIMCache", None, label_selector=self.selector(stage))
+        volumes = self._volumes(cluster, caches)
+        removed = self.delete(stage, cluster, caches)
+        return {"removed": [*removed, *volumes]}
+
+    @staticmethod
+    def _volumes(cluster: Cluster, caches: list[Object]) -> list[dict[str, Any]]:
+        """The volumes behind the caches' claims. A try before may have taken the claims away already: then those
+        volumes that are bound to a claim of such a name are what is left."""
+        found = {}
+        for cache in caches:
+            metadata = cache["metadata"]
+            claim = (cache.get("status") or {}).get("pvc") or f"{metadata['name']}-pvc"
+            found[(metadata["namespace"], claim)] = True
+        volumes = cluster.list("v1", "PersistentVolume") if found else []
+        return [
+            {"kind": "PersistentVolume", "name": one["metadata"]["name"], "uid": one["metadata"]["uid"]}
+            for one in volumes
+            if (_claim_of(one)) in found
+        ]
+
+
+class ConcludeTeardownOperator(ConcludeOperator):
+    """As of a rollout; the run is a success when all that was to go is gone."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("success", GONE)
+        super().__init__(**kwargs)
+
+    def decide(self, stage: Stage, states: dict[str, str | None]) -> tuple[str, str | None]:
+        """With one deployment, its caches' disappearance decides; else the proof at the end."""
+        facts = stage.session.ledger.read("validate", "result") or {}
+        decisive = "wait_caches_gone" if facts.get("scope") == DEPLOYMENT else "verify_gone"
+        if states.get(decisive) == "success":
+            return GONE, None
+        return FAILED, why(stage, states)
+
+
+def _claim_of(volume: Object) -> tuple[str | None, str | None]:
+    reference = (volume.get("spec") or {}).get("claimRef") or {}
+    return reference.get("namespace"), reference.get("name")

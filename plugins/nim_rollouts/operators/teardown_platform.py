@@ -1,0 +1,175 @@
+"""Down in order, the platform's part: namespaces, add-ons, storage class, nodes, infrastructure; and proof that it is
+gone. An operator leaves only when none of its custom resources is left; finalizers are never stripped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nim_rollouts.core.errors import LeftoversFound
+from nim_rollouts.operators.base import Facts, Stage
+from nim_rollouts.operators.teardown import DEPLOYMENT, DeletingOperator
+from nim_rollouts.operators.terraform import TerraformStage
+
+if TYPE_CHECKING:
+    from nim_rollouts.clients.cluster import Cluster, Object
+    from nim_rollouts.core.environment import Addon
+
+CRD_API = "apiextensions.k8s.io/v1"
+
+
+class DeleteNamespacesOperator(DeletingOperator):
+    """The namespaces that deployments of this environment lived in, if nothing else lives there."""
+
+    def run(self, stage: Stage) -> Facts:
+        """Delete and wait; skipped, with all that follows, when one deployment alone was to go."""
+        from airflow.sdk.exceptions import AirflowSkipException
+
+        from nim_rollouts.operators.model import subject_of, wait_gone
+
+        if stage.session.facts("validate")["scope"] == DEPLOYMENT:
+            raise AirflowSkipException("one deployment alone was to go: the platform stays")
+        cluster = self.cluster(stage)
+        if cluster is None:
+            return {"removed": []}
+        found = cluster.list("v1", "Namespace", label_selector=self.selector(stage))
+        for namespace in found:
+            self._refuse_inhabited(cluster, namespace["metadata"]["name"])
+        removed = self.delete(stage, cluster, found)
+        wait_gone(stage, [subject_of(one) for one in found], stage.session.environment.budgets.delete_s)
+        return {"removed": removed}
+
+    @staticmethod
+    def _refuse_inhabited(cluster: Cluster, namespace: str) -> None:
+        left = [
+            f"{kind}/{one['metadata']['name']}"
+            for kind in ("Pod", "PersistentVolumeClaim")
+            for one in cluster.list("v1", kind, namespace)
+            if not one["metadata"].get("deletionTimestamp")
+        ]
+        if left:
+            raise LeftoversFound(
+                f"namespace {namespace} is not deleted, others live there: {', '.join(sorted(left)[:10])}",
+                hint="Move or delete them, then clear this task",
+            )
+
+
+class UninstallAddonsOperator(DeletingOperator):
+    """Helm releases in reverse order, then their CRDs; refused while a custom resource of theirs is left."""
+
+    def run(self, stage: Stage) -> Facts:
+        """The operator goes last of all that its custom resources need, and only once none of them is left."""
+        from nim_rollouts.clients.helm import Helm
+
+        cluster = self.cluster(stage)
+        if cluster is None:
+            return {"uninstalled": [], "crds": []}
+        helm = Helm(cluster, stage.session.include)
+        uninstalled, gone = [], []
+        for addon in reversed(stage.session.environment.addons):
+            definitions = self._definitions(cluster, helm, addon)
+            self._refuse_in_use(cluster, definitions)
+            stage.check_claims()
+            if helm.uninstall(addon, wait_s=stage.session.environment.budgets.delete_s):
+                uninstalled.append(addon.name)
+                stage.log.info("release %s uninstalled", addon.name)
+            gone += [one["metadata"]["name"] for one in definitions]
+            self._delete_definitions(stage, cluster, definitions)
+        return {"uninstalled": uninstalled, "crds": gone}
+
+    @staticmethod
+    def _definitions(cluster: Cluster, helm: Any, addon: Addon) -> list[Object]:
+        names = {*addon.requires.crds, *(one["metadata"]["name"] for one in helm.crds(addon))}
+        found = (cluster.get(CRD_API, "CustomResourceDefinition", None, name) for name in sorted(names))
+        return [one for one in found if one is not None]
+
+    @staticmethod
+    def _refuse_in_use(cluster: Cluster, definitions: list[Object]) -> None:
+        left = []
+        for definition in definitions:
+            spec = definition["spec"]
+            version = next(one["name"] for one in spec["versions"] if one.get("served"))
+            for one in cluster.list(f"{spec['group']}/{version}", spec["names"]["kind"]):
+                left.append(f"{one['kind']}/{one['metadata']['name']} in {one['metadata'].get('namespace')}")
+        if left:
+            raise LeftoversFound(
+                f"the operator stays, it is still needed by {', '.join(left[:10])}",
+                hint="Delete them while the operator runs (it has to let go of its finalizers), then clear this task",
+            )
+
+    @staticmethod
+    def _delete_definitions(stage: Stage, cluster: Cluster, definitions: list[Object]) -> None:
+        from nim_rollouts.operators.model import subject_of, wait_gone
+
+        for one in definitions:
+            cluster.delete(one, uid=one["metadata"]["uid"])
+        wait_gone(stage, [subject_of(one) for one in definitions], stage.session.environment.budgets.delete_s)
+
+
+class DeleteStorageClassOperator(DeletingOperator):
+    """The storage class, if it is ours."""
+
+    def run(self, stage: Stage) -> Facts:
+        """Order the deletion."""
+        cluster = self.cluster(stage)
+        if cluster is None:
+            return {"removed": []}
+        found = cluster.list("storage.k8s.io/v1", "StorageClass", label_selector=self.selector(stage))
+        return {"removed": self.delete(stage, cluster, found)}
+
+
+class ListNodesOperator(DeletingOperator):
+    """Names the GPU nodes that must go, now that nothing asks for one. Deletes nothing: who made them takes them."""
+
+    def run(self, stage: Stage) -> Facts:
+        """Reads only."""
+        cluster = self.cluster(stage)
+        nodes = gpu_nodes(cluster) if cluster else []
+        stage.log.info("GPU nodes still there: %s", ", ".join(one["metadata"]["name"] for one in nodes) or "none")
+        return {
+            "removed": [
+                {"kind": "Node", "name": one["metadata"]["name"], "uid": one["metadata"]["uid"]} for one in nodes
+            ]
+        }
+
+
+class TerraformDestroyOperator(TerraformStage):
+    """Everything in the state, planned and destroyed. Nothing in it is no error."""
+
+    def run(self, stage: Stage) -> Facts:
+        """Refused while a GPU node is left: its instance would outlive the cluster."""
+        from nim_rollouts.hooks.infrastructure import variables
+
+        cluster = stage.session.cluster_if_any()
+        nodes = gpu_nodes(cluster) if cluster else []
+        if nodes:
+            raise LeftoversFound(
+                f"GPU nodes have come back: {', '.join(one['metadata']['name'] for one in nodes)}",
+                hint="See who asks for them, then clear list_nodes and the tasks after it",
+            )
+        destroyed = self.terraform(stage).destroy(variables(stage.session.environment))
+        return destroyed.as_facts()
+
+
+class VerifyGoneOperator(TerraformStage):
+    """Looks again everywhere: the state, and AWS itself."""
+
+    def run(self, stage: Stage) -> Facts:
+        """Empty is success; leftovers are listed; not being able to look is neither."""
+        from nim_rollouts.hooks.inventory import leftovers
+
+        in_state = self.terraform(stage).state_list()
+        in_aws = leftovers(stage.session.environment)
+        found = [*(f"terraform {address}" for address in in_state), *in_aws]
+        if found:
+            raise LeftoversFound(
+                f"{len(found)} things are still there: {', '.join(found[:20])}",
+                hint="Find out who holds them, remove it, and clear terraform_destroy and the tasks after it",
+            )
+        stage.log.info("nothing is left: the state is empty, AWS has nothing with the environment's tag")
+        return {"state": "empty", "aws": "empty"}
+
+
+def gpu_nodes(cluster: Cluster) -> list[Object]:
+    """Nodes with a GPU."""
+    nodes = cluster.list("v1", "Node")
+    return [one for one in nodes if ((one.get("status") or {}).get("capacity") or {}).get("nvidia.com/gpu", "0") != "0"]

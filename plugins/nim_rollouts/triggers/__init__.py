@@ -1,0 +1,1 @@
+"""Waits, as they run in the triggerer."""

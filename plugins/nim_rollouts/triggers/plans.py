@@ -1,0 +1,99 @@
+"""What each waiting stage waits for: the objects to judge, and how long it may take. Same for trigger and worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nim_rollouts.core.verdicts import Subject
+    from nim_rollouts.hooks.session import Session
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`deadline_s`: seconds from the wait's start until what is not there counts as stuck."""
+
+    subjects: tuple[Subject, ...]
+    deadline_s: int
+    layer: str
+
+    @property
+    def groups(self) -> dict[str | None, tuple[str, ...]]:
+        """Namespace (None: cluster-scoped) -> the kinds to look at there."""
+        found: dict[str | None, dict[str, None]] = {}
+        for subject in self.subjects:
+            found.setdefault(subject.namespace, {}).update(dict.fromkeys(subject.kinds))
+        return {namespace: tuple(kinds) for namespace, kinds in found.items()}
+
+
+def plan_for(stage: str, session: Session) -> Plan:
+    """The plan of a waiting stage, from the environment, the request and the earlier stages' records."""
+    return _PLANS[stage](session)
+
+
+def _platform(session: Session) -> Plan:
+    from nim_rollouts.core.verdicts import Subject
+
+    subjects: list[Subject] = []
+    for addon in session.environment.addons:
+        subjects += [Subject("CustomResourceDefinition", name) for name in addon.requires.crds]
+        subjects += [Subject("Deployment", name, addon.namespace) for name in addon.requires.deployments]
+    return Plan(tuple(subjects), session.environment.budgets.operator_s, "platform")
+
+
+def _cache(session: Session) -> Plan:
+    from nim_rollouts.core.verdicts import Subject
+
+    budgets = session.environment.budgets
+    subject = Subject("NIMCache", session.names.cache, session.names.namespace)
+    return Plan((subject,), budgets.node_launch_s + budgets.image_pull_s + budgets.cache_s, "cache")
+
+
+def _service(session: Session) -> Plan:
+    from nim_rollouts.core.verdicts import Subject
+
+    budgets, deployment = session.environment.budgets, session.deployment
+    subject = Subject(
+        "NIMService",
+        session.names.service,
+        session.names.namespace,
+        image=deployment.image.reference,
+        replicas=deployment.service.replicas,
+    )
+    return Plan((subject,), budgets.node_launch_s + budgets.image_pull_s + budgets.service_s, "service")
+
+
+def _benchmark(session: Session) -> Plan:
+    from nim_rollouts.core.verdicts import Subject
+
+    budgets = session.environment.budgets
+    subject = Subject("Job", session.names.benchmark_job, session.names.namespace)
+    return Plan((subject,), budgets.node_launch_s + budgets.image_pull_s + budgets.benchmark_s, "benchmark")
+
+
+def _gone_after(deleting_stage: str) -> Callable[[Session], Plan]:
+    def plan(session: Session) -> Plan:
+        removed = session.facts(deleting_stage)["removed"]
+        return Plan(tuple(absence(one) for one in removed), session.environment.budgets.delete_s, "teardown")
+
+    return plan
+
+
+def absence(one: Mapping[str, Any]) -> Subject:
+    """The disappearance of an object that a record names by kind, name, namespace and uid."""
+    from nim_rollouts.core.verdicts import Subject
+
+    return Subject(one["kind"], one["name"], one.get("namespace"), absent=True, uid=one.get("uid"))
+
+
+_PLANS: dict[str, Callable[[Session], Plan]] = {
+    "wait_platform": _platform,
+    "wait_cache": _cache,
+    "wait_service": _service,
+    "wait_benchmark": _benchmark,
+    "wait_services_gone": _gone_after("delete_services"),
+    "wait_caches_gone": _gone_after("delete_caches"),
+    "wait_nodes_gone": _gone_after("list_nodes"),
+}

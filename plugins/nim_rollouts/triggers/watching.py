@@ -1,0 +1,164 @@
+"""Watching until verdicts are final: one loop for the triggerer, and for a worker where it takes seconds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from nim_rollouts.clients.watch import Watch
+from nim_rollouts.core.verdicts import Snapshot, Subject, Verdict
+from nim_rollouts.triggers.plans import Plan
+
+if TYPE_CHECKING:
+    from nim_rollouts.clients.access import ClusterAccess
+
+Say = Callable[[str], None]
+
+# A line at least this often, in seconds: silence for longer looks like a hang.
+LINE_S = 60.0
+_TICK_S = 15.0
+_TIMELINE = 60
+
+
+@dataclass
+class Outcome:
+    """How a wait ended. `overdue`: the deadline passed before anything was final."""
+
+    verdicts: list[tuple[Subject, Verdict]]
+    overdue: bool = False
+    timeline: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def reached(self) -> bool:
+        """True when everything is as it was waited for."""
+        return all(subject.is_reached(verdict) for subject, verdict in self.verdicts)
+
+    @property
+    def missing(self) -> list[tuple[Subject, Verdict]]:
+        """What is not as it was waited for; what cannot come first."""
+        left = [(subject, verdict) for subject, verdict in self.verdicts if not subject.is_reached(verdict)]
+        return sorted(left, key=lambda one: not one[0].is_final(one[1]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for a trigger's event."""
+        return {
+            "reached": self.reached,
+            "overdue": self.overdue,
+            "verdicts": [
+                {"subject": subject.to_dict(), "verdict": verdict.to_dict()} for subject, verdict in self.verdicts
+            ],
+            "timeline": self.timeline,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Outcome:
+        """Back from `to_dict`."""
+        pairs = [(Subject.from_dict(one["subject"]), Verdict.from_dict(one["verdict"])) for one in data["verdicts"]]
+        return cls(pairs, bool(data["overdue"]), list(data["timeline"]))
+
+
+def judge_all(
+    subjects: Sequence[Subject], snapshots: Mapping[str | None, Snapshot], now: datetime
+) -> list[tuple[Subject, Verdict]]:
+    """The verdict on each subject from the snapshot of its namespace."""
+    return [(subject, subject.judge(snapshots[subject.namespace], now)) for subject in subjects]
+
+
+async def watch_until(access: ClusterAccess, plan: Plan, *, started: datetime, say: Say) -> Outcome:
+    """Watch until all is reached, something is final, or the deadline (counted from `started`) has passed.
+
+    An API server that does not answer ends nothing but by the deadline.
+    """
+    if not plan.subjects:
+        return Outcome([])
+    deadline = started + timedelta(seconds=plan.deadline_s)
+    story = _Story(started, deadline, say)
+    async with AsyncExitStack() as stack:
+        watches = {
+            namespace: await stack.enter_async_context(Watch(access, kinds, namespace))
+            for namespace, kinds in plan.groups.items()
+        }
+        snapshots: dict[str | None, Snapshot] = {}
+        pending = {asyncio.create_task(watch.next(_TICK_S)): namespace for namespace, watch in watches.items()}
+        try:
+            while True:
+                left = (deadline - datetime.now(UTC)).total_seconds()
+                done, _ = await asyncio.wait(pending, timeout=max(left, 0.0), return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    namespace = pending.pop(task)
+                    snapshot = task.result()
+                    if snapshot is not None:
+                        snapshots[namespace] = snapshot
+                    pending[asyncio.create_task(watches[namespace].next(_TICK_S))] = namespace
+                outcome = _outcome(plan, snapshots, datetime.now(UTC) >= deadline)
+                if outcome is None:
+                    continue
+                trouble = "; ".join(watch.problem for watch in watches.values() if watch.problem)
+                story.tell(outcome, trouble)
+                if outcome.reached or outcome.overdue or any(s.is_final(v) for s, v in outcome.missing):
+                    outcome.timeline = story.timeline
+                    return outcome
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+
+
+def wait_in_worker(
+    access: ClusterAccess, subjects: Sequence[Subject], budget_s: float, say: Say
+) -> list[tuple[Subject, Verdict]]:
+    """The same from a worker, for what takes seconds. Returns what is not there after `budget_s` seconds."""
+    plan = Plan(tuple(subjects), int(budget_s), "cluster")
+    return asyncio.run(watch_until(access, plan, started=datetime.now(UTC), say=say)).missing
+
+
+def _outcome(plan: Plan, snapshots: Mapping[str | None, Snapshot], overdue: bool) -> Outcome | None:
+    """None while not every namespace has been listed and there is time left."""
+    if len(snapshots) < len(plan.groups):
+        if not overdue:
+            return None
+        unseen = Verdict.from_dict(
+            {"state": "progressing", "reason": "cluster-unavailable", "message": "the API server has not answered yet"}
+        )
+        return Outcome([(subject, unseen) for subject in plan.subjects], True)
+    outcome = Outcome(judge_all(plan.subjects, snapshots, datetime.now(UTC)))
+    final = outcome.reached or any(subject.is_final(verdict) for subject, verdict in outcome.missing)
+    outcome.overdue = overdue and not final
+    return outcome
+
+
+class _Story:
+    """Says a line when something has changed or a minute has passed, and keeps the time line."""
+
+    def __init__(self, started: datetime, deadline: datetime, say: Say) -> None:
+        self.started, self.deadline, self.say = started, deadline, say
+        self.timeline: list[dict[str, Any]] = []
+        self._words = ""
+        self._said = started - timedelta(days=1)
+        self._reasons: dict[str, str] = {}
+
+    def tell(self, outcome: Outcome, trouble: str) -> None:
+        now = datetime.now(UTC)
+        self._note(outcome, now)
+        shown = outcome.missing or outcome.verdicts
+        words = " | ".join(f"{subject.ref} {verdict.in_words}" for subject, verdict in shown)
+        words += f" (not following: {trouble})" if trouble else ""
+        if words == self._words and (now - self._said).total_seconds() < LINE_S:
+            return
+        self._words, self._said = words, now
+        spent, left = (now - self.started).total_seconds(), (self.deadline - now).total_seconds()
+        self.say(f"{words} [{spent:.0f} s, {max(left, 0):.0f} s left]")
+
+    def _note(self, outcome: Outcome, now: datetime) -> None:
+        for subject, verdict in outcome.verdicts:
+            key = f"{verdict.state}/{verdict.reason}"
+            if self._reasons.get(subject.ref) != key and len(self.timeline) < _TIMELINE:
+                self._reasons[subject.ref] = key
+                seconds = round((now - self.started).total_seconds(), 1)
+                self.timeline.append(
+                    {"t": seconds, "subject": subject.ref, "state": str(verdict.state), "reason": verdict.reason}
+                )
