@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from rehearsal import faults
 from rehearsal.kube import Obj, now_rfc3339
-from rehearsal.runner import environment
+from rehearsal.runner import environment, pulls
 from rehearsal.runner.environment import ConfigError
 from rehearsal.runner.images import Program, image_files
 from rehearsal.runner.probes import Prober, Target
-from rehearsal.runner.process import Process, StartError, log_tail
-from rehearsal.runner.registry import PullError
+from rehearsal.runner.process import Process, StartError, log_tail, run_inside
+from rehearsal.runner.pulls import UNREACHABLE, Backoff
 from rehearsal.runner.status import ContainerState
 
 if TYPE_CHECKING:
@@ -26,27 +27,6 @@ log = logging.getLogger(__name__)
 NIM_IMAGES = "nvcr.io/nim/"
 _NEVER = "1970-01-01T00:00:00Z"
 _LOST = {"exitCode": 255, "reason": "Unknown"}
-
-
-class Backoff:
-    """Ten seconds, doubling to five minutes. `free` gives the first repetition at once, as a crashed container's is."""
-
-    FIRST, LONGEST, RESET = 10.0, 300.0, 600.0
-
-    def __init__(self, *, free: bool):
-        self._free = free
-        self._start()
-
-    def _start(self) -> None:
-        self._next = 0.0 if self._free else self.FIRST
-
-    def next(self, ran: float = 0.0) -> float:
-        """Seconds to wait now. A run of ten minutes or more (`ran`, in seconds) starts anew."""
-        if ran >= self.RESET:
-            self._start()
-        delay = self._next
-        self._next = min(delay * 2, self.LONGEST) if delay else self.FIRST
-        return delay
 
 
 class Container:
@@ -97,10 +77,10 @@ class Container:
         # Adopted in a state that needs no run: a completed init container, a finished container of a Job.
         if ended is not None and not self._again(policy, ended["exitCode"]):
             return
-        if ended is not None:
+        if ended is not None or self.state.last_state:
             self._restart()
         while True:
-            await self._pull()
+            await pulls.pull(self, self._pull_backoff)
             ran = await self._run_once()
             code = self.state.exit_code
             assert code is not None
@@ -137,53 +117,6 @@ class Container:
         self.wait_for("CrashLoopBackOff", words)
         await asyncio.sleep(delay)
 
-    async def _pull(self) -> None:
-        kubelet, pod = self.worker.kubelet, self.worker.pod
-        present = kubelet.present.setdefault(pod["spec"]["nodeName"], {})
-        tagged = ":" in self.image.rpartition("/")[2] and not self.image.endswith(":latest")
-        policy = self.spec.get("imagePullPolicy") or ("IfNotPresent" if tagged else "Always")
-        if self.image in present and policy != "Always":
-            words = f'Container image "{self.image}" already present on machine and can be accessed by the pod'
-            self.event("Normal", "Pulled", words)
-            self.state.image_id = present[self.image]
-            return
-        loop = asyncio.get_running_loop()
-        while True:
-            self.event("Normal", "Pulling", f'Pulling image "{self.image}"')
-            began = loop.time()
-            login, missing = await kubelet.registry.credentials(pod)
-            if missing:
-                self.worker.event(
-                    "Warning", "FailedToRetrieveImagePullSecret",
-                    f"Unable to retrieve some image pull secrets ({', '.join(missing)}); "
-                    "attempting to pull the image may not succeed.",
-                )  # fmt: skip
-            try:
-                digest = await kubelet.registry.check(self.image, self.program, login)
-            except PullError as error:
-                await self._pull_failed(str(error))
-                continue
-            await asyncio.sleep(kubelet.r.timing("image_pull", 0.5))
-            took = f"{loop.time() - began:.2f}s"
-            size = f" Image size: {self.program.size} bytes." if self.program.size else ""
-            words = f'Successfully pulled image "{self.image}" in {took} ({took} including waiting).{size}'
-            self.event("Normal", "Pulled", words)
-            self.state.image_id = present[self.image] = f"{self.image.partition('@')[0].rpartition(':')[0]}@{digest}"
-            return
-
-    async def _pull_failed(self, words: str) -> None:
-        self.wait_for("ErrImagePull", words)
-        self.event("Warning", "Failed", f'Failed to pull image "{self.image}": {words}')
-        self.event("Warning", "Failed", "Error: ErrImagePull")
-        delay = self._pull_backoff.next()
-        # The kubelet's next look at the pod, some seconds later, finds it in back-off.
-        await asyncio.sleep(2)
-        waiting = f'Back-off pulling image "{self.image}"'
-        self.event("Normal", "BackOff", waiting)
-        self.event("Warning", "Failed", "Error: ImagePullBackOff")
-        self.wait_for("ImagePullBackOff", f"{waiting}: ErrImagePull: {words}")
-        await asyncio.sleep(delay - 2)
-
     async def _run_once(self) -> float:
         """From creation to the end of one run; the seconds that it ran. The end stands in `state` then."""
         self.state.container_id = f"containerd://{secrets.token_hex(32)}"
@@ -195,6 +128,7 @@ class Container:
         began = loop.time()
         argv = environment.command_line(self.spec, self.program.command, env)
         argv = self.worker.faulty(self, argv)
+        await self.worker.publish()
         if not self.program.processes or not argv:
             self._running(started)
             self.state.started = self.state.ready = True
@@ -202,7 +136,6 @@ class Container:
             self.worker.touch()
             await asyncio.Event().wait()
         spec = self.worker.sandbox_spec(self, argv, binds)
-        await self.worker.publish()
         try:
             self.process = await Process.start(spec, env, self.log_file(), self.worker.kubelet.r.python)
         except StartError as error:
@@ -236,6 +169,8 @@ class Container:
             except ConfigError as error:
                 self.event("Warning", "Failed", f"Error: {error}")
                 self.wait_for("CreateContainerConfigError", str(error))
+            except UNREACHABLE as error:
+                log.warning("%s: configuration not read yet: %s", self.worker.title, error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 10)
 
@@ -319,7 +254,7 @@ class Container:
     async def _end(self, process: Process, grace: float) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace
-        await self.worker.pre_stop(self, process, grace)
+        await self._pre_stop(process, grace)
         process.terminate()
         done, _ = await asyncio.wait([process.exit_code], timeout=max(deadline - loop.time(), 0))
         if not done:
@@ -327,6 +262,18 @@ class Container:
             await asyncio.wait([process.exit_code])
         # The recording of the end is a callback of the same task: let it run first.
         await asyncio.sleep(0)
+
+    async def _pre_stop(self, process: Process, limit: float) -> None:
+        """The container's preStop hook, for at most `limit` seconds: exec and sleep (httpGet is not played)."""
+        hook = self.spec.get("lifecycle", {}).get("preStop", {})
+        with contextlib.suppress(TimeoutError):
+            if "sleep" in hook:
+                await asyncio.wait([process.exit_code], timeout=min(limit, hook["sleep"]["seconds"]))
+            elif "exec" in hook:
+                code, said = await run_inside(process.pid, hook["exec"]["command"], limit)
+                if code != 0:
+                    words = f"PreStopHook failed: {said[:200]}"
+                    self.event("Warning", "FailedPreStopHook", words)
 
     def image_binds(self) -> list[dict[str, Any]]:
         """The image's own files and the termination log, as binds."""

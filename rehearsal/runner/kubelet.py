@@ -103,6 +103,9 @@ class Kubelet:
         if worker is not None and (type_ == "DELETED" or worker.uid != uid):
             worker.lost()
             del self._workers[key]
+            if worker.uid not in self._tasks:
+                # It had lost its node before; what is left of it goes now.
+                self._tasks[worker.uid] = asyncio.create_task(self._clean(worker))
             worker = None
         if type_ == "DELETED":
             return
@@ -126,15 +129,21 @@ class Kubelet:
             await worker.run()
             # The object goes with the last finalizer, which may be another's.
             await worker.gone.wait()
-            if worker.key not in self._pods.items or self._pods.items[worker.key]["metadata"]["uid"] != worker.uid:
-                await worker.clean()
-                self.events.forget(worker.uid)
-                log.info("%s gone", worker.title)
+            now = self._pods.items.get(worker.key)
+            if now is None or now["metadata"]["uid"] != worker.uid:
+                await self._clean(worker)
         except Exception:
             log.exception("%s: the runner's own fault; the pod is left as it is", worker.title)
         finally:
             if self._tasks.get(worker.uid) is asyncio.current_task():
                 del self._tasks[worker.uid]
+
+    async def _clean(self, worker: PodWorker) -> None:
+        await worker.clean()
+        self.events.forget(worker.uid)
+        log.info("%s gone", worker.title)
+        if self._tasks.get(worker.uid) is asyncio.current_task():
+            del self._tasks[worker.uid]
 
     def _sweep(self) -> None:
         """Folders of pods that went while no runner was there."""

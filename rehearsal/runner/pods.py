@@ -16,7 +16,6 @@ from rehearsal import faults
 from rehearsal.kube import ApiError, Conflict, NotFound, Obj, key_of, now_rfc3339, path_of
 from rehearsal.runner import environment, hosts, publish, status
 from rehearsal.runner.containers import NIM_IMAGES, Container
-from rehearsal.runner.process import Process, run_inside
 from rehearsal.runner.status import ContainerState, PodState
 from rehearsal.runner.volumes import MountError, Volumes
 
@@ -72,6 +71,7 @@ class PodWorker:
             tasks = [asyncio.create_task(self._write_status())]
             if not self.over and not self.stopping.is_set():
                 tasks.append(asyncio.create_task(self._live()))
+                tasks[-1].add_done_callback(self._live_ended)
                 tasks.append(asyncio.create_task(self._refresh()))
             leave = [asyncio.create_task(self.stopping.wait()), asyncio.create_task(self.gone.wait())]
             tasks += leave
@@ -124,6 +124,10 @@ class PodWorker:
             await self._stop_containers(self.grace(None))
         self.state.ending = True
         self.touch()
+
+    def _live_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s: the runner's own fault; the pod stays as it is", self.title, exc_info=error)
 
     def _left(self, deadline: float) -> float:
         return float(deadline) - (self.kubelet.age(self.state.start_time))
@@ -246,18 +250,6 @@ class PodWorker:
         meta, spec = self.pod["metadata"], self.pod["spec"]
         chosen = meta.get("deletionGracePeriodSeconds", spec.get("terminationGracePeriodSeconds", default))
         return 30.0 if chosen is None else float(chosen)
-
-    async def pre_stop(self, container: Container, process: Process, limit: float) -> None:
-        """The container's preStop hook, for at most `limit` seconds: exec and sleep (httpGet is not played)."""
-        hook = container.spec.get("lifecycle", {}).get("preStop", {})
-        with contextlib.suppress(TimeoutError):
-            if "sleep" in hook:
-                await asyncio.wait([process.exit_code], timeout=min(limit, hook["sleep"]["seconds"]))
-            elif "exec" in hook:
-                code, said = await run_inside(process.pid, hook["exec"]["command"], limit)
-                if code != 0:
-                    words = f"PreStopHook failed: {said[:200]}"
-                    self.event("Warning", "FailedPreStopHook", words, container.name, container.state.init)
 
     # Its status.
 

@@ -67,7 +67,7 @@ class Volumes:
 
     async def _make(self, volume: Obj) -> Path:
         name = volume["name"]
-        folder = self._folder / name
+        folder: Path = self._folder / str(name)
         if "persistentVolumeClaim" in volume:
             return await self._claim(volume)
         if "hostPath" in volume:
