@@ -1,0 +1,143 @@
+"""Helm without a cluster: what it is given, what it is told, how its errors are read."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nim_rollouts.clients.access import ClusterAccess
+from nim_rollouts.clients.helm import CHART_LABEL, Helm, find_binary
+from nim_rollouts.clients.include import Include
+from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, NimRolloutsError, ToolMissing
+from nim_rollouts.core.spec import Addon
+
+TOKEN = "k8s-aws-v1.secret"
+CRD = "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {name: a.b.c}\n"
+
+
+class Recorder:
+    """The cluster's part: releases as Secrets, and what was applied."""
+
+    access = ClusterAccess("https://127.0.0.1:1", "CA", lambda: TOKEN)
+
+    def __init__(self) -> None:
+        self.secrets: list[dict[str, Any]] = []
+        self.applied: list[dict[str, Any]] = []
+
+    def list(self, *_: Any, **__: Any) -> list[dict[str, Any]]:
+        return self.secrets
+
+    def apply(self, obj: dict[str, Any], **_: Any) -> None:
+        self.applied.append(obj)
+
+
+@pytest.fixture
+def include(tmp_path: Path) -> Include:
+    chart = tmp_path / "charts" / "c"
+    chart.mkdir(parents=True)
+    (chart / "Chart.yaml").write_text("name: c\n")
+    (tmp_path / "include" / "helm").mkdir(parents=True)
+    (tmp_path / "include" / "helm" / "v.yaml").write_text("a: 1\n")
+    return Include(tmp_path / "include")
+
+
+def helm(include: Include, script: str) -> tuple[Helm, Recorder]:
+    binary = include.repository / "helm"
+    binary.write_text(f"#!/bin/sh\n{script}\n")
+    binary.chmod(0o755)
+    recorder = Recorder()
+    return Helm(recorder, include, binary=str(binary)), recorder  # type: ignore[arg-type]
+
+
+ADDON = Addon(name="r", namespace="n", chart="charts/c", values="helm/v.yaml")
+
+
+def test_what_helm_is_given(include: Include) -> None:
+    seen = include.repository / "seen"
+    seen.mkdir()
+    one, cluster = helm(
+        include,
+        f'case "$1" in show) printf \'{CRD}\' | sed "s/\\\\\\\\n/\\n/g"; exit;; esac\n'
+        f'cp "$KUBECONFIG" {seen}/kubeconfig; stat -c %a "$KUBECONFIG" > {seen}/mode; '
+        f'dirname "$KUBECONFIG" > {seen}/folder; echo "$@" > {seen}/argv',
+    )
+    with pytest.raises(HelmFailed, match="is not there after"):
+        one.upgrade_install(ADDON)
+    assert [obj["metadata"]["name"] for obj in cluster.applied] == ["a.b.c"]
+    config = json.loads((seen / "kubeconfig").read_text())
+    assert config["users"][0]["user"]["token"] == TOKEN
+    assert (seen / "mode").read_text().strip() == "600"
+    assert not Path((seen / "folder").read_text().strip()).exists()
+    arguments = (seen / "argv").read_text()
+    assert TOKEN not in arguments and "secret" not in arguments
+    for flag in (
+        "upgrade --install r",
+        "--skip-crds",
+        f"--labels {CHART_LABEL}=",
+        "--namespace n",
+        "--create-namespace",
+    ):
+        assert flag in arguments
+    assert "--wait" not in arguments
+
+
+def test_nothing_is_started_when_nothing_has_changed(include: Include) -> None:
+    one, cluster = helm(include, "exit 9")
+    labels = {"version": "3", "status": "deployed", CHART_LABEL: one._chart_digest(ADDON)}
+    labels["nim-rollouts/values"] = one._values_digest(ADDON)
+    cluster.secrets = [{"metadata": {"labels": labels}}]
+    result = one.upgrade_install(ADDON)
+    assert (result.changed, result.revision, result.status) == (False, 3, "deployed")
+    (include.root / "helm" / "v.yaml").write_text("a: 2\n")
+    with pytest.raises(HelmFailed):
+        one.upgrade_install(ADDON)
+
+
+def test_digests_move_with_any_file(include: Include) -> None:
+    one, _ = helm(include, "exit 9")
+    before = one._chart_digest(ADDON)
+    (include.repository / "charts" / "c" / "x").write_text("")
+    assert one._chart_digest(ADDON) != before
+    published = Addon(name="r", namespace="n", chart="c", repository="https://example.com", version="1")
+    assert one._chart_digest(published) != one._chart_digest(published.model_copy(update={"version": "2"}))
+
+
+@pytest.mark.parametrize(
+    ("says", "error"),
+    [
+        ("Error: dial tcp 127.0.0.1:1: connect: connection refused", HelmUnavailable),
+        ("Error: UPGRADE FAILED: another operation (install/upgrade/rollback) is in progress", HelmUnavailable),
+        ("Error: execution error at (c/templates/x.yaml): a is required", HelmFailed),
+    ],
+)
+def test_errors(include: Include, says: str, error: type[NimRolloutsError]) -> None:
+    one, _ = helm(include, f"echo '{says} token k8s-aws-v1.abcdef' >&2; exit 1")
+    with pytest.raises(error) as caught:
+        one.crds(ADDON)
+    assert "abcdef" not in str(caught.value)
+
+
+def test_missing_parts(include: Include, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    one, _ = helm(include, "exit 9")
+    with pytest.raises(HelmFailed) as caught:
+        one.upgrade_install(ADDON.model_copy(update={"chart": "charts/none"}))
+    assert caught.value.reason == "chart-missing"
+    with pytest.raises(HelmFailed) as caught:
+        one.upgrade_install(ADDON.model_copy(update={"values": "helm/none.yaml"}))
+    assert caught.value.reason == "values-missing"
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.delenv("HELM", raising=False)
+    with pytest.raises(ToolMissing, match="not on PATH"):
+        find_binary()
+    monkeypatch.setenv("HELM", "/no/such/helm")
+    with pytest.raises(ToolMissing, match="HELM=/no/such/helm"):
+        find_binary()
+    program = include.repository / "helm"
+    monkeypatch.setenv("HELM", str(program))
+    assert find_binary() == str(program)
+    assert os.stat(program).st_mode & stat.S_IXUSR
