@@ -14,6 +14,8 @@ from rehearsal.config import Rehearsal
 
 Json = dict[str, Any]
 
+#: Loggers of libraries that say, at each of their starts, what nobody waits for.
+_CHATTER = ("botocore", "boto3", "airflow.providers.amazon")
 ENDED = {"success", "failed", "skipped", "upstream_failed", "removed"}
 
 
@@ -126,7 +128,8 @@ class AirflowApi:
             content = self.call("GET", path, map_index=task.map_index, full_content="true").get("content", [])
         except AirflowError:
             return []
-        return [str(entry["event"]) for entry in content if isinstance(entry, dict) and entry.get("event")]
+        entries = [entry for entry in content if isinstance(entry, dict) and entry.get("event")]
+        return [str(entry["event"]) for entry in entries if not str(entry.get("logger", "")).startswith(_CHATTER)]
 
     def clear(self, dag_id: str, run_id: str, task_id: str, *, downstream: bool = False) -> list[str]:
         """Clear one task of a run, so that Airflow runs it again. Returns the ids of what was cleared."""

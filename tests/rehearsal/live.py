@@ -247,7 +247,7 @@ def _write(request: dict[str, Any], ledger: str) -> str | None:
 
         body = base64.b64decode(body).decode(errors="replace")
     scope = headers.get("authorization", "")
-    if "/sts/aws4_request" in scope or request["url"].endswith(".tflock") or ledger in request["url"]:
+    if "/sts/aws4_request" in scope or ".tflock" in request["url"] or ledger in request["url"]:
         return None
     action = headers.get("x-amz-target", "").rpartition(".")[2]
     if not action and "Action=" in body:

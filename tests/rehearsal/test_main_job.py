@@ -86,7 +86,12 @@ def test_the_stable_address_answers_inside_a_pod(live: Live, deployed: Run) -> N
 @pytest.mark.live(order=14)
 def test_the_report_is_of_a_hundred_real_requests(live: Live, deployed: Run) -> None:
     facts = live.facts(deployed)
-    assert facts.metric("request_count", "avg") == 100
+    judged = facts.of("judge", "report")
+    assert (judged["requested"], judged["done"], judged["errors"]) == (100, 100, 0)
+    assert judged["tool"] == "aiperf"
+    assert facts.report, "the whole report is not in the store"
+    whole = json.loads(facts.report.read_text())["report"]
+    assert whole["request_count"]["avg"] == 100
     for metric in ("time_to_first_token", "inter_token_latency", "output_token_throughput"):
         assert (facts.metric(metric, "avg") or 0) > 0, metric
 
