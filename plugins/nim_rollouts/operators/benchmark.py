@@ -77,6 +77,8 @@ class JudgeOperator(StageOperator):
         report = reports.parse_report(envelope)
         verdict = slo.judge(report, session.deployment.slos, session.deployment.benchmark.requests)
         facts = {**report.facts(), "slo": verdict.facts(), "report_key": key}
+        if count := report.metrics.get("request_count"):
+            facts["metrics"]["request_count"] = {"unit": count.unit, **count.statistics}
         session.ledger.record(stage.name, stage.try_number, "report", facts)
         for row in verdict.rows:
             stage.log.info("%s", row.text)

@@ -45,6 +45,7 @@ class ApplyServiceOperator(StageOperator):
                 "standing": {one["metadata"]["name"]: one["metadata"]["uid"] for one in standing},
             }
         )
+        self._settle_cache(stage)
         replaced = self._make_room(stage, [one for one in standing if one["metadata"]["name"] != session.names.service])
         applied_at = now().isoformat()
         objects = [manifests.nim_service(context, deployment), manifests.stable_service(context, deployment)]
@@ -56,6 +57,24 @@ class ApplyServiceOperator(StageOperator):
             "image_from": sorted({image_of(one) for one in standing}) or None,
             "image_to": deployment.image.reference,
         }
+
+    @staticmethod
+    def _settle_cache(stage: Stage) -> None:
+        """Remove the finished download Job of a filled cache if one of its pods had failed: while that Job exists the
+        operator flips the cache to Failed at each reconcile, and a new service is not started behind a Failed cache."""
+        from nim_rollouts.core.verdicts.objects import is_true, status
+
+        session = stage.session
+        names, cluster = session.names, session.cluster
+        job = cluster.get("batch/v1", "Job", names.namespace, names.cache_job)
+        if job is None or not status(job).get("failed") or not is_true(job, "Complete"):
+            return
+        cache = cluster.get(NIM_API, "NIMCache", names.namespace, names.cache)
+        # Of a cache that is not Ready the operator would make the Job anew.
+        if cache is not None and status(cache).get("state") == "Ready":
+            stage.check_claims()
+            if cluster.delete(job, uid=job["metadata"]["uid"]):
+                stage.log.info("Job %s removed: it had needed a retry, and the cache is filled", names.cache_job)
 
     def _make_room(self, stage: Stage, old: list[Object]) -> list[dict[str, str]]:
         if not old:

@@ -1,0 +1,189 @@
+"""Bad input is refused before anything is made, with all that is wrong in one answer."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from nim_rollouts.clients import claims
+from nim_rollouts.core.errors import (
+    ClaimHeld,
+    GpuFit,
+    NgcImageNotFound,
+    NgcKeyError,
+    NgcUnavailable,
+    NimRolloutsError,
+    SpecError,
+    Superseded,
+    ToolMissing,
+    UnknownDeployment,
+    UnknownEnvironment,
+)
+from nim_rollouts.operators.teardown import ValidateTeardownOperator
+from nim_rollouts.operators.validate import Problems, ValidateOperator
+from tests.unit.operators.conftest import DEPLOYMENT, ENVIRONMENT, World
+
+
+@pytest.fixture
+def fine(world: World, monkeypatch: pytest.MonkeyPatch) -> ValidateOperator:
+    """A request that would be accepted: the key is good, the image is there, the tools are too."""
+    operator = ValidateOperator(task_id="validate")
+    world.prepared(operator, monkeypatch)
+    operator.image_tag, operator.strategy, operator.skip_benchmark = "", "replace", "False"
+    monkeypatch.setattr("nim_rollouts.clients.include.Include", lambda: world.include)
+    monkeypatch.setattr(
+        "nim_rollouts.operators.validate._ngc", lambda session, deployment: {"image_digest": "sha256:1"}
+    )
+    monkeypatch.setattr("nim_rollouts.clients.terraform.Terraform.binary", lambda self: "/bin/terraform")
+    monkeypatch.setattr("nim_rollouts.clients.helm.find_binary", lambda: "/bin/helm")
+    monkeypatch.setattr("nim_rollouts.hooks.runs.is_ended", lambda holder: False)
+    return operator
+
+
+def claimed(world: World) -> list[str]:
+    return [key for key in world.session().store.list("") if key.startswith("claims/")]
+
+
+def test_a_good_request_is_written_down_with_its_generations(world: World, fine: ValidateOperator) -> None:
+    assert fine.execute(world.context("validate")) == ["nim-operator"]
+    request = world.session().request
+    assert (request.generation, request.environment_generation, request.triggered_by) == (1, 1, "ada")
+    assert request.spec == world.include.deployment(DEPLOYMENT)
+    assert [claim.scope for claim in world.session().claims()] == [
+        "claims/test/_environment.json",
+        f"claims/test/{DEPLOYMENT}.json",
+    ]
+
+
+def test_a_cleared_validation_keeps_its_generation(world: World, fine: ValidateOperator) -> None:
+    for number in (1, 2):
+        fine.execute(world.context("validate", number))
+    assert world.session().request.generation == 1
+
+
+def test_an_image_tag_of_the_form_goes_into_the_request(world: World, fine: ValidateOperator) -> None:
+    fine.image_tag = "1.8.4"
+    fine.execute(world.context("validate"))
+    assert world.session().deployment.image.tag == "1.8.4"
+
+
+def test_both_unknown_names_are_told_at_once(world: World, fine: ValidateOperator) -> None:
+    fine.environment, fine.deployment = "nowhere", "nothing"
+    with pytest.raises(SpecError) as refused:
+        fine.execute(world.context("validate"))
+    assert "nowhere" in str(refused.value) and "nothing" in str(refused.value)
+    assert DEPLOYMENT in str(refused.value), "the known ones are listed"
+    assert world.session().store.list("") == []
+
+
+@pytest.mark.parametrize(("field", "error"), [("environment", UnknownEnvironment), ("deployment", UnknownDeployment)])
+def test_an_unknown_name_is_its_own_error(world: World, fine: ValidateOperator, field: str, error: type) -> None:
+    setattr(fine, field, "../../etc/passwd")
+    with pytest.raises(error):
+        fine.execute(world.context("validate"))
+    assert world.session().store.list("") == []
+
+
+def _refusing(error: NimRolloutsError) -> Any:
+    def check(*_: Any) -> Any:
+        raise error
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("nim_rollouts.operators.validate._ngc", NgcKeyError("the key does not begin with nvapi-")),
+        ("nim_rollouts.operators.validate._ngc", NgcImageNotFound("no such tag")),
+        ("nim_rollouts.operators.validate._gpu_fit", GpuFit("no instance type can hold it")),
+        ("nim_rollouts.clients.terraform.Terraform.binary", ToolMissing("terraform is missing")),
+        ("nim_rollouts.clients.helm.find_binary", ToolMissing("helm is missing")),
+    ],
+)
+def test_each_problem_is_refused_and_nothing_is_claimed(
+    world: World, fine: ValidateOperator, monkeypatch: pytest.MonkeyPatch, place: str, error: NimRolloutsError
+) -> None:
+    monkeypatch.setattr(place, _refusing(error))
+    with pytest.raises(type(error)) as refused:
+        fine.execute(world.context("validate"))
+    assert refused.value is error
+    assert claimed(world) == []
+    assert world.session().ledger.read("validate", "request") is None
+
+
+def test_all_problems_are_listed(world: World, fine: ValidateOperator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nim_rollouts.operators.validate._ngc", _refusing(NgcKeyError("bad key")))
+    monkeypatch.setattr("nim_rollouts.clients.helm.find_binary", _refusing(ToolMissing("helm is missing")))
+    fine.strategy = "blue"
+    with pytest.raises(SpecError) as refused:
+        fine.execute(world.context("validate"))
+    assert len(refused.value.problems) == 3
+    for text in ("bad key", "helm is missing", 'strategy "blue"'):
+        assert text in str(refused.value)
+
+
+def test_a_bad_tag_is_refused_before_the_registry_is_asked(world: World, fine: ValidateOperator) -> None:
+    fine.image_tag = "no spaces allowed"
+    with pytest.raises(SpecError, match="image_tag"):
+        fine.execute(world.context("validate"))
+
+
+def test_what_may_pass_is_retried_only_when_nothing_is_wrong_for_good() -> None:
+    problems = Problems()
+    problems.add(NgcUnavailable("429"))
+    with pytest.raises(NgcUnavailable):
+        problems.refuse(logging.getLogger("test"))
+    problems.add(GpuFit("too large"))
+    with pytest.raises(GpuFit):
+        problems.refuse(logging.getLogger("test"))
+
+
+def test_a_held_claim_is_refused_and_what_was_taken_is_given_back(world: World, fine: ValidateOperator) -> None:
+    store = world.session().store
+    other = claims.Holder("nim_deploy", "manual__other")
+    claims.acquire(store, claims.deployment_scope(ENVIRONMENT, DEPLOYMENT), other, is_ended=lambda _: False)
+    with pytest.raises(ClaimHeld, match="manual__other"):
+        fine.execute(world.context("validate"))
+    assert claims.held_by(store, claims.environment_scope(ENVIRONMENT)) is None
+    assert claims.held_by(store, claims.deployment_scope(ENVIRONMENT, DEPLOYMENT)) == other
+
+
+def test_an_older_run_is_refused(world: World, fine: ValidateOperator) -> None:
+    fine.execute(world.context("validate"))
+    world.accepted(run_id="manual__2")
+    with pytest.raises(Superseded):
+        fine.execute(world.context("validate", 2))
+
+
+@pytest.mark.parametrize(
+    ("deployment", "scope", "text"),
+    [("", "deployment", "no deployment"), (DEPLOYMENT, "platform", "takes every deployment"), ("", "all", "neither")],
+)
+def test_a_teardown_that_contradicts_itself_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch, deployment: str, scope: str, text: str
+) -> None:
+    operator = ValidateTeardownOperator(task_id="validate")
+    world.prepared(operator, monkeypatch)
+    operator.deployment, operator.scope = deployment, scope
+    with pytest.raises(SpecError, match=text):
+        operator.execute(world.context("validate"))
+    assert claimed(world) == []
+
+
+def test_a_teardown_of_the_platform_claims_all_of_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nim_rollouts.hooks.runs.is_ended", lambda holder: False)
+    store = world.session().store
+    gone = claims.Holder("nim_deploy", "manual__0")
+    forgotten = claims.acquire(store, claims.deployment_scope(ENVIRONMENT, "retired"), gone, is_ended=lambda _: True)
+    claims.release(store, forgotten)
+    operator = ValidateTeardownOperator(task_id="validate")
+    world.prepared(operator, monkeypatch)
+    operator.deployment, operator.scope = "", "platform"
+    operator.execute(world.context("validate"))
+    facts = world.session(deployment="").facts("validate")
+    assert facts["deployments"]["retired"] == 2, "one whose file is gone is claimed too"
+    assert DEPLOYMENT in facts["deployments"]
+    assert claims.held_by(store, claims.environment_scope(ENVIRONMENT)) is not None
