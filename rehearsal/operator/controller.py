@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,8 +24,15 @@ class Result:
 class Reconciler(Protocol):
     kind: str
     owns: tuple[str, ...]
+    lead_s: float
+    """Seconds of work that the real operator does in a reconcile before it looks at what it owns. Here they pass
+    before the reconcile begins, so that what comes in meanwhile is seen by this one, and is not both seen by it and
+    left to the next."""
 
     async def reconcile(self, namespace: str, name: str) -> Result: ...
+
+    async def settle(self) -> None:
+        """What is to be done between two reconciles."""
 
 
 class Controller:
@@ -57,6 +65,8 @@ class Controller:
 
     async def run(self) -> None:
         while True:
+            await self.queue.wait()
+            await asyncio.sleep(self.reconciler.lead_s)
             key = await self.queue.get()
             try:
                 result = await self.reconciler.reconcile(*key)
@@ -74,4 +84,5 @@ class Controller:
                 if result.requeue_after is not None:
                     self.queue.add_after(key, result.requeue_after)
             finally:
+                await self.reconciler.settle()
                 self.queue.done(key)

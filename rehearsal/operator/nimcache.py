@@ -28,10 +28,14 @@ reconcile comes 30 s after the cache's creation: harmless but for a cache whose 
 
 class NimCacheReconciler:
     kind = "NIMCache"
+    lead_s = 0.008
     owns: tuple[str, ...] = ("Job", "Pod", "PersistentVolumeClaim")
 
     def __init__(self, client: Client, recorder: Recorder):
         self._client, self._recorder = client, recorder
+
+    async def settle(self) -> None:
+        await self._client.settle()
 
     async def reconcile(self, namespace: str, name: str) -> Result:
         cache = self._client.get(self.kind, namespace, name)
@@ -80,7 +84,8 @@ class NimCacheReconciler:
         for obj in render.account(cache["metadata"]["namespace"]):
             await self._client.create_missing(obj)
         await self._claim(cache)
-        await self._protocol(cache)
+        # The real operator now asks the registry for the image's download protocol. No registry can be asked from here,
+        # and on any error it goes on as if the image had no such label: with the manifest.
         manifest = await self._manifest(cache)
         if manifest is None:
             return Result(requeue_after=SELECTION_POLL_S)
@@ -102,20 +107,6 @@ class NimCacheReconciler:
             cache["status"], PVC_CREATED, "True", "PVCCreated", "The PVC has been created for caching NIM model"
         )
         cache["status"]["state"] = "PVC-Created"
-
-    async def _protocol(self, cache: Obj) -> None:
-        """The download protocol of the image, asked of its registry with the pull secret on every reconcile.
-
-        Only the secret is read: no registry can be asked from here. On any error the real operator goes on as if the
-        image had no label, with the manifest, and so does this one always.
-        """
-        kind, origin = render.source(cache)
-        if kind == "ngc" and origin.get("pullSecret"):
-            where = path_of("v1", "Secret", cache["metadata"]["namespace"], origin["pullSecret"])
-            try:
-                await self._client.kube.get(where)
-            except ApiError as error:
-                log.info("pull secret %s: %s", origin["pullSecret"], error)
 
     async def _manifest(self, cache: Obj) -> str | None:
         """The image's manifest as text; None while the pod that prints it is not running."""

@@ -42,6 +42,7 @@ class Waiting(Exception):
 
 class NimServiceReconciler:
     kind = "NIMService"
+    lead_s = 0.004
     owns: tuple[str, ...] = (
         "Deployment", "Service", "ServiceAccount", "Role", "RoleBinding", "PersistentVolumeClaim",
         "HorizontalPodAutoscaler", "Ingress",
@@ -49,6 +50,9 @@ class NimServiceReconciler:
 
     def __init__(self, client: Client, recorder: Recorder, http: aiohttp.ClientSession):
         self._client, self._recorder, self._http = client, recorder, http
+
+    async def settle(self) -> None:
+        await self._client.settle()
 
     async def reconcile(self, namespace: str, name: str) -> Result:
         service = self._client.get(self.kind, namespace, name)

@@ -13,7 +13,7 @@ from typing import Any
 from rehearsal.kube import ApiError, Conflict, Kube, NotFound, path, path_of
 from rehearsal.operator.api import APPLIED_HASH, FIELD_MANAGER, GROUP_VERSION, PARENT_HASH, Obj, ReconcileError
 
-CACHE_GRACE_S = 0.01
+SETTLE_S = 0.05
 _ALPHABET = b"bcdfghjklmnpqrstvwxz2456789"
 
 
@@ -51,6 +51,7 @@ class Client:
         self.caches = {
             kind: kube.cache(path_of(version, kind), label_selector=label) for version, kind, label in self.WATCHED
         }
+        self._written: dict[tuple[str, str, str], int] = {}
         self._versions = {kind: version for version, kind, _ in self.WATCHED}
 
     def get(self, kind: str, namespace: str, name: str) -> Obj | None:
@@ -68,7 +69,7 @@ class Client:
         meta = obj["metadata"]
         where = path_of(obj["apiVersion"], obj["kind"], meta.get("namespace"))
         try:
-            return await self.kube.create(where, obj, fieldManager=FIELD_MANAGER)
+            return self._wrote(await self.kube.create(where, obj, fieldManager=FIELD_MANAGER))
         except NotFound as error:
             # A path that the API server does not know has no reason; a namespace that is not there has one.
             if not error.reason or "the server could not find the requested resource" in error.message:
@@ -86,7 +87,7 @@ class Client:
                 return
 
     async def update(self, obj: Obj) -> Obj:
-        return await self.kube.replace(path(obj), obj, fieldManager=FIELD_MANAGER)
+        return self._wrote(await self.kube.replace(path(obj), obj, fieldManager=FIELD_MANAGER))
 
     async def update_status(self, obj: Obj) -> None:
         """Write this status over whatever status the object has now, also over a newer one than was read when the
@@ -97,30 +98,37 @@ class Client:
         if live is None:
             return
         try:
-            written = await self._put_status(live, obj["status"])
+            await self._put_status(live, obj["status"])
         except Conflict:
             fresh = await self._live(obj)
-            if fresh is None:
-                return
-            written = await self._put_status(fresh, obj["status"])
+            if fresh is not None:
+                await self._put_status(fresh, obj["status"])
         except NotFound:
             return
-        await self._seen(written)
 
-    async def _put_status(self, live: Obj, status: Obj) -> Obj:
+    async def _put_status(self, live: Obj, status: Obj) -> None:
         live["status"] = status
-        return await self.kube.replace(path(live, "status"), live, fieldManager=FIELD_MANAGER)
+        self._wrote(await self.kube.replace(path(live, "status"), live, fieldManager=FIELD_MANAGER))
 
-    async def _seen(self, written: Obj) -> None:
-        """Give the cache a moment to learn of a write, as the real operator's has it while a longer reconcile goes
-        on. Not for as long as it takes: now and then the next reconcile reads what was before, there as here."""
-        meta, cache = written["metadata"], self.caches[written["kind"]]
-        deadline = asyncio.get_running_loop().time() + CACHE_GRACE_S
-        while (left := deadline - asyncio.get_running_loop().time()) > 0:
-            cached = cache.items.get((meta["namespace"], meta["name"]))
-            if cached is None or cached["metadata"]["resourceVersion"] == meta["resourceVersion"]:
-                return
-            await cache.wait_change(left)
+    def _wrote(self, obj: Obj) -> Obj:
+        meta = obj["metadata"]
+        if obj["kind"] in self.caches and not meta.get("deletionTimestamp"):
+            self._written[obj["kind"], meta["namespace"], meta["name"]] = int(meta["resourceVersion"])
+        return obj
+
+    async def settle(self) -> None:
+        """Between two reconciles: give the caches a moment to learn of the writes of the last one. Within a
+        reconcile, and where this moment is not enough, an object that was just written is read as it was before, or
+        is not found."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + SETTLE_S
+        written, self._written = self._written, {}
+        for (kind, namespace, name), version in written.items():
+            while (left := deadline - loop.time()) > 0:
+                cached = self.caches[kind].items.get((namespace, name))
+                if cached is not None and int(cached["metadata"]["resourceVersion"]) >= version:
+                    break
+                await self.caches[kind].wait_change(left)
 
     async def delete(self, kind: str, namespace: str, name: str) -> None:
         try:

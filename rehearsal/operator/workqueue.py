@@ -57,10 +57,14 @@ class WorkQueue:
         """The next failure of this key waits the base delay again."""
         self._failures.pop(key, None)
 
-    async def get(self) -> Key:
+    async def wait(self) -> None:
+        """Until there is a key to handle."""
         while not self._ready:
             self._wake.clear()
             await self._wake.wait()
+
+    async def get(self) -> Key:
+        await self.wait()
         key = self._ready.popleft()
         self._busy.add(key)
         self._dirty.discard(key)

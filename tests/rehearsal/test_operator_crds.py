@@ -30,7 +30,7 @@ SERVICE_SPEC: Obj = {
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
     """A control plane with the operator's chart installed by Helm; its pod has no node, the process runs beside it."""
-    with running(tmp_path_factory.mktemp("crds")) as plane:
+    with running(tmp_path_factory.mktemp("crds"), crds=False) as plane:
         argv = [str(plane.r.controlplane), "helm", "install", "nim-operator", str(CHART), "--namespace", "nim-operator"]
         done = subprocess.run(
             [*argv, "--create-namespace", "--kubeconfig", str(plane.r.kubeconfig)],

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.rehearsal.replay.compare import differences
 from tests.rehearsal.replay.drive import Replay
-from tests.rehearsal.replay.plane import install_crds, running
+from tests.rehearsal.replay.plane import running
 from tests.rehearsal.replay.scenario import Scenario
 
 
@@ -20,7 +20,6 @@ def replay(folder: Path, names: list[str], state: Path) -> Replay:
     """Replay the scenarios side by side in a control plane of their own."""
     scenarios = [Scenario(folder / name) for name in names]
     with running(state) as plane:
-        asyncio.run(install_crds(plane.r))
         plane.start_operator()
         result = Replay(plane, scenarios)
         asyncio.run(result.run())

@@ -216,19 +216,36 @@ def _objects(recorded: Trace, replayed: Trace) -> list[str]:
     return found
 
 
-def snapshot(trace: Trace, until: float = float("inf")) -> Counter[str]:
-    """What there is at a time: objects by kind and name without generated parts, custom resources with their state."""
+def present(trace: Trace, until: float = float("inf")) -> Counter[str]:
+    """What there is at a time: how many objects of a kind and name, without generated parts."""
     live: dict[str, str] = {}
     for entry in trace:
         obj = entry["object"]
-        if entry["t"] > until or obj["kind"] not in SUBJECTS:
+        if entry["t"] <= until and obj["kind"] in SUBJECTS:
+            if entry["type"] == "DELETED":
+                live.pop(obj["metadata"]["uid"], None)
+            else:
+                live[obj["metadata"]["uid"]] = f"{obj['kind']}/{_name(obj)}"
+    return Counter(live.values())
+
+
+def states_between(trace: Trace, begin: float = float("inf"), end_: float = float("inf")) -> dict[str, set[str]]:
+    """The states of each custom resource from one time to another, by Kind/name."""
+    result: dict[str, set[str]] = {}
+    for entry in trace:
+        obj = entry["object"]
+        key = f"{obj['kind']}/{obj['metadata']['name']}"
+        if obj["kind"] not in CUSTOM or entry["t"] > end_:
             continue
         if entry["type"] == "DELETED":
-            live.pop(obj["metadata"]["uid"], None)
+            # Gone within the span: its states up to then stay.
+            if entry["t"] <= begin:
+                result.pop(key, None)
+        elif entry["t"] <= begin:
+            result[key] = {state_of(obj)}
         else:
-            state = f" {state_of(obj)}" if obj["kind"] in CUSTOM else ""
-            live[obj["metadata"]["uid"]] = f"{obj['kind']}/{_name(obj)}{state}"
-    return Counter(live.values())
+            result.setdefault(key, set()).add(state_of(obj))
+    return result
 
 
 def _operator_events(trace: Trace) -> set[tuple[str, str, str]]:

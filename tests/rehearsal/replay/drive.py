@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from rehearsal.kube import Kube, NotFound, path, path_of
-from tests.rehearsal.replay.compare import snapshot
+from tests.rehearsal.replay.compare import present, states_between
 from tests.rehearsal.replay.kubelet import Kubelet
 from tests.rehearsal.replay.plane import Plane
 from tests.rehearsal.replay.scenario import Scenario
@@ -107,18 +107,21 @@ class Replay:
         """Wait until the objects are there, and the custom resources in the states, that were so when the recorded
         client did this; the seconds it took. That client waited too; a replay that is a little slower must not act
         too soon."""
-        wanted = snapshot(scenario.events, float(action["t"]) - 0.001)
+        t = float(action["t"])
+        wanted = present(scenario.events, t - 0.001)
+        # What changed at about the same time as the client acted may be so or so.
+        allowed = states_between(scenario.events, t - 0.001, t + 0.25)
+        seen = self.seen[scenario.name]
         start = time.monotonic()
         while time.monotonic() - start < PATIENCE_S:
-            live = snapshot(self.seen[scenario.name])
-            if live == wanted:
+            live, states = present(seen), states_between(seen)
+            wrong = {key: state for key, state in states.items() if not state <= allowed.get(key, set())}
+            if live == wanted and not wrong:
                 break
             await asyncio.sleep(0.02)
         else:
             missing, extra = sorted((wanted - live).elements()), sorted((live - wanted).elements())
-            self.notes[scenario.name].append(
-                f"t={action['t']} {action['verb']}: still missing {missing}, too much {extra}"
-            )
+            self.notes[scenario.name].append(f"t={t} {action['verb']}: missing {missing}, too much {extra}, {wrong}")
         return time.monotonic() - start
 
     async def _do(self, scenario: Scenario, action: Obj) -> None:

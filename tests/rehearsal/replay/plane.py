@@ -3,6 +3,7 @@ operator."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import time
@@ -31,13 +32,24 @@ class Plane:
             self.r, self._lock = supervisor.prepare(state, with_airflow=False)
         self._supervisor = supervisor.Supervisor(self.r)
         chosen = [part for part in self._supervisor.parts if part.name in CONTROL_PLANE]
-        self._supervisor.parts = [_without_node_lifecycle(part) for part in chosen]
+        self._parts = [_without_node_lifecycle(part) for part in chosen]
+        self._supervisor.parts = []
 
     @property
     def kubelet_port(self) -> int:
         return self.r.ports["kwok"]
 
-    def start(self) -> None:
+    def start(self, *, crds: bool = True) -> None:
+        """Start the control plane, and put the CRDs in unless Helm is to do it. The controllers come after them: the
+        garbage collector looks for new kinds only every 30 s, and would leave what a deleted custom resource owned
+        until then."""
+        self._start([part for part in self._parts if part.name in ("etcd", "kube-apiserver")])
+        if crds:
+            asyncio.run(install_crds(self.r))
+        self._start(self._parts)
+
+    def _start(self, wanted: list[parts.Part]) -> None:
+        self._supervisor.parts = wanted
         self._until_ready()
 
     def _until_ready(self) -> None:
@@ -49,7 +61,7 @@ class Plane:
             time.sleep(0.05)
 
     def start_operator(self) -> None:
-        """Start the operator, until its caches are in sync. The CRDs must be there."""
+        """Start the operator, until its caches are in sync."""
         port = self.r.ports["airflow"]
         argv = [
             self.r.python,
@@ -62,8 +74,7 @@ class Plane:
         ]
         ready = parts.http_ok(f"http://127.0.0.1:{port}/readyz")
         part = parts.Part("operator", argv, ("kube-apiserver",), ready, env={"OPERATOR_VERSION": VERSION})
-        self._supervisor.parts = [p for p in self._supervisor.parts if p.name != "operator"] + [part]
-        self._until_ready()
+        self._start([*self._parts, part])
 
     def stop_operator(self) -> None:
         entry = self._supervisor.running.pop("operator", None)
@@ -98,10 +109,10 @@ async def install_crds(r: Rehearsal) -> None:
 
 
 @contextlib.contextmanager
-def running(state: Path) -> Iterator[Plane]:
+def running(state: Path, *, crds: bool = True) -> Iterator[Plane]:
     plane = Plane(state)
     try:
-        plane.start()
+        plane.start(crds=crds)
         yield plane
     finally:
         plane.close()
