@@ -25,8 +25,12 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 print(json.dumps({"cpu_s": time.process_time() - began, "modules": sorted(set(sys.modules) - before)}))
 """
-_HEAVY = ("boto3", "botocore", "kubernetes", "kubernetes_asyncio", "requests", "aiohttp", "urllib3", "websocket", "yaml",
-          "airflow.providers.amazon", "airflow.providers.cncf", "nim_rollouts.clients", "nim_rollouts.hooks", "nim_rollouts.core.spec")  # fmt: skip
+_HEAVY = (
+    *("boto3", "botocore", "kubernetes", "kubernetes_asyncio", "requests", "aiohttp", "urllib3", "websocket", "yaml"),
+    *("airflow.providers.amazon", "airflow.providers.cncf"),
+    *("nim_rollouts.clients", "nim_rollouts.hooks", "nim_rollouts.core.spec"),
+)
+
 
 
 @pytest.fixture(scope="module")

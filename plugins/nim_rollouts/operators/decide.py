@@ -49,6 +49,18 @@ class RejectOperator(StageOperator):
     A service that stood before the run is not taken away: what it answered yesterday it answers today.
     """
 
+    #: Checked once it is known that there is something to take back: a refused run never had a claim.
+    claim_scopes = ()
+
+    def open_stage(self, context: Any) -> Stage:
+        """The try. Where validation refused the names themselves there is nothing to take back."""
+        from airflow.sdk.exceptions import AirflowSkipException
+
+        try:
+            return super().open_stage(context)
+        except NimRolloutsError as error:
+            raise AirflowSkipException(f"the run was refused: {error.message}") from error
+
     def run(self, stage: Stage) -> Facts:
         """Remove by name and uid what this run made, if the deployment wants it so."""
         from airflow.sdk.exceptions import AirflowSkipException
@@ -56,6 +68,8 @@ class RejectOperator(StageOperator):
         ledger = stage.session.ledger
         if ledger.read("apply_cache", INTENT) is None:
             raise AirflowSkipException("the run had not applied anything of the deployment yet")
+        stage.scopes = ("deployment",)
+        stage.check_claims()
         intent = ledger.read("apply_service", INTENT)
         facts: Facts = {"decision": REJECTED, "cache": "kept", "service": "never applied", "removed": []}
         if intent is None:
@@ -132,7 +146,8 @@ class ConcludeOperator(StageOperator):
         self._refuse_older(stage)
         states = self.states(stage)
         decision, reason = self.decide(stage, states)
-        facts: Facts = {"decision": decision, "decision_reason": reason, "states": states}
+        run_id = stage.session.run_id
+        facts: Facts = {"decision": decision, "decision_reason": reason, "run_id": run_id, "states": states}
         ledger = stage.session.ledger
         ledger.record(stage.name, stage.try_number, DECISION, facts)
         stage.log.info("decision: %s%s", decision, f" ({reason})" if reason else "")
@@ -194,7 +209,7 @@ def why(stage: Stage, states: dict[str, str | None]) -> str:
     failed = [task for task, state in states.items() if state == "failed"]
     errors = [one for one in stage.session.ledger.records() if one.kind == ERROR and _is_of(one, failed)]
     latest: dict[str, Record] = {}
-    for one in sorted(errors, key=lambda record: record.try_number):
+    for one in sorted(errors, key=lambda record: (record.stage == "reject", record.try_number)):
         latest[one.stage] = one
     texts = [f"{one.stage}: {one.facts.get('reason')}: {one.facts.get('message')}" for one in latest.values()]
     unsaid = [task for task in failed if not any(_is_of(one, [task]) for one in latest.values())]

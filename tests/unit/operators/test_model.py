@@ -1,0 +1,260 @@
+"""Cache, service, gate, smoke test: what is written in which order, and what an answer must be."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from nim_rollouts.clients.portforward import Response
+from nim_rollouts.core.errors import ApplyRejected, GateFailed, PlatformNotReady, PortForwardFailed, SmokeTestFailed
+from nim_rollouts.core.manifests import DEPLOYMENT_LABEL, ENVIRONMENT_LABEL
+from nim_rollouts.operators.gate import GateOperator, SmokeTestOperator, check_completion
+from nim_rollouts.operators.model import ApplyCacheOperator, ApplyServiceOperator
+from nim_rollouts.operators.platform import ApplyPlatformOperator, ApplySecretsOperator, VerifyPlatformOperator
+from tests.unit.operators.conftest import DEPLOYMENT, World
+
+MODEL = "meta/llama-3.1-8b-instruct"
+
+
+def old_service(world: World, name: str = f"{DEPLOYMENT}-00000000") -> dict[str, Any]:
+    return world.cluster.put(
+        {
+            "apiVersion": "apps.nvidia.com/v1alpha1",
+            "kind": "NIMService",
+            "metadata": {
+                "name": name,
+                "namespace": "nim-service",
+                "labels": {DEPLOYMENT_LABEL: DEPLOYMENT, ENVIRONMENT_LABEL: "test"},
+            },
+            "spec": {"image": {"repository": "nvcr.io/nim/x", "tag": "1"}},
+        }
+    )
+
+
+def pod(world: World, restarts: int = 0, ended: str | None = None) -> dict[str, Any]:
+    names, image = world.session().names, world.session().deployment.image.reference
+    last = {"terminated": {"finishedAt": ended, "reason": "OOMKilled", "exitCode": 137}} if ended else {}
+    return world.cluster.put(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "pod-1", "namespace": names.namespace, "labels": {"app": names.service}},
+            "spec": {"containers": [{"image": image}]},
+            "status": {"containerStatuses": [{"restartCount": restarts, "lastState": last}]},
+        }
+    )
+
+
+def answering(*ready: Any, models: str = MODEL) -> Any:
+    """Answers of a pod: `ready` one by one, then 200 for ever."""
+    left = list(ready)
+
+    def request(method: str, path: str, body: Any = None, *, timeout_s: float = 0) -> Response:
+        if path == "/v1/models":
+            return Response(200, {}, ('{"data": [{"id": "%s"}]}' % models).encode())
+        answer = left.pop(0) if left else 200
+        if isinstance(answer, Exception):
+            raise answer
+        return Response(answer)
+
+    return request
+
+
+@pytest.fixture
+def serving(world: World) -> World:
+    world.accepted()
+    world.session().ledger.record("apply_service", 1, "result", {"applied_at": datetime.now(UTC).isoformat()})
+    return world
+
+
+def test_the_cache_is_written_after_its_intent(world: World) -> None:
+    world.accepted()
+    stage = world.stage("apply_cache")
+    facts = ApplyCacheOperator(task_id="apply_cache").run(stage)
+    assert facts["applied"][0]["became"] == "created"
+    assert stage.first_intent() == {"kind": "NIMCache", "name": stage.session.names.cache, "namespace": "nim-service"}
+    again = ApplyCacheOperator(task_id="apply_cache").run(world.stage("apply_cache", 2))
+    assert again["applied"][0]["became"] == "unchanged"
+
+
+def test_replace_lets_the_old_service_go_before_the_new_one_comes(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.accepted()
+    old_service(world)
+    stage = world.stage("apply_service")
+    facts = ApplyServiceOperator(task_id="apply_service").run(stage)
+    service = stage.session.names.service
+    assert world.cluster.log == [
+        f"delete NIMService/{DEPLOYMENT}-00000000",
+        f"gone NIMService/{DEPLOYMENT}-00000000",
+        f"apply NIMService/{service}",
+        f"apply Service/{DEPLOYMENT}",
+    ]
+    assert facts["image_from"] == ["nvcr.io/nim/x:1"]
+    assert any("downtime" in line for line in caplog.messages)
+
+
+def test_a_standing_service_of_the_same_spec_is_left_alone(world: World) -> None:
+    world.accepted()
+    for number in (1, 2):
+        stage = world.stage("apply_service", number)
+        facts = ApplyServiceOperator(task_id="apply_service").run(stage)
+    assert [one["became"] for one in facts["applied"]] == ["unchanged", "unchanged"]
+    assert not [line for line in world.cluster.log if line.startswith("delete")]
+    assert stage.first_intent()["standing"] == {}
+
+
+@pytest.mark.parametrize(
+    ("state", "failed", "removed"), [("Ready", 1, True), ("Failed", 1, False), ("Ready", 0, False)]
+)
+def test_a_download_that_needed_a_retry_is_settled(world: World, state: str, failed: int, removed: bool) -> None:
+    world.accepted()
+    names = world.session().names
+    ApplyCacheOperator(task_id="apply_cache").run(world.stage("apply_cache"))
+    world.cluster.get("", "NIMCache", names.namespace, names.cache)["status"] = {"state": state}
+    world.cluster.put(
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": names.cache_job, "namespace": names.namespace},
+            "status": {"failed": failed, "conditions": [{"type": "Complete", "status": "True"}]},
+        }
+    )
+    ApplyServiceOperator(task_id="apply_service").run(world.stage("apply_service"))
+    assert (f"delete Job/{names.cache_job}" in world.cluster.log) is removed
+
+
+def test_the_key_goes_into_the_secrets_and_nowhere_else(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = "nvapi-canary-0123456789"
+    monkeypatch.setattr("nim_rollouts.hooks.ngc.ngc_key", lambda environment: key)
+    world.accepted()
+    operator = ApplySecretsOperator(task_id="apply_secrets")
+    world.prepared(operator, monkeypatch)
+    operator.execute(world.context("apply_secrets"))
+    assert len([one for one in world.cluster.objects if one[0] == "Secret"]) == 2
+    store = world.session().store
+    written = b"".join(store.get(name) or b"" for name in store.list(""))
+    told = repr(world.events) + caplog.text
+    assert b"canary" not in written and "canary" not in told
+
+
+def test_the_platform_needs_the_file_system(world: World) -> None:
+    world.accepted()
+    ledger = world.session().ledger
+    ledger.record("terraform_outputs", 1, "result", {"outputs": {}})
+    with pytest.raises(PlatformNotReady, match="efs_file_system_id"):
+        ApplyPlatformOperator(task_id="apply_platform").run(world.stage("apply_platform"))
+    ledger.record("terraform_outputs", 2, "result", {"outputs": {"efs_file_system_id": "fs-1"}})
+    ApplyPlatformOperator(task_id="apply_platform").run(world.stage("apply_platform"))
+    assert world.cluster.get("", "StorageClass", None, "efs-sc-dynamic")["parameters"]["fileSystemId"] == "fs-1"
+
+
+def test_what_the_api_server_would_refuse_later_is_refused_now(world: World) -> None:
+    world.accepted()
+    world.cluster.rejects = {"NIMService": "unknown field spec.x", "Job": "no"}
+    with pytest.raises(ApplyRejected, match="unknown field spec.x.*Job"):
+        VerifyPlatformOperator(task_id="verify_platform").run(world.stage("verify_platform"))
+    assert world.cluster.log == []
+
+
+def test_a_verified_platform_lets_the_next_deployment_begin(world: World) -> None:
+    from nim_rollouts.clients import claims
+
+    world.accepted()
+    world.cluster.put({"apiVersion": "v1", "kind": "StorageClass", "metadata": {"name": "efs-sc-dynamic"}})
+    VerifyPlatformOperator(task_id="verify_platform").run(world.stage("verify_platform"))
+    store = world.session().store
+    assert claims.held_by(store, claims.environment_scope("test")) is None
+    assert claims.held_by(store, claims.deployment_scope("test", DEPLOYMENT)) is not None
+
+
+def gate(world: World) -> dict[str, Any]:
+    return GateOperator(task_id="gate", successes=3, interval_s=0).run(world.stage("gate"))
+
+
+def test_the_gate_wants_a_row_of_answers(serving: World) -> None:
+    pod(serving)
+    serving.cluster.answers = answering(200, 200, PortForwardFailed("broken"))
+    assert gate(serving)["pods"][0]["probes"] == 6, "a broken tunnel begins the row anew"
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        (answering(200, 503), "not-ready"),
+        (answering(*[PortForwardFailed("broken")] * 12), "unsteady"),
+        (answering(models="another/model"), "wrong-model"),
+    ],
+)
+def test_the_gate_refuses(serving: World, answers: Any, reason: str) -> None:
+    pod(serving)
+    serving.cluster.answers = answers
+    with pytest.raises(GateFailed) as refused:
+        gate(serving)
+    assert refused.value.reason == reason
+
+
+def test_the_gate_wants_every_replica(serving: World) -> None:
+    with pytest.raises(GateFailed, match="0 of 1"):
+        gate(serving)
+
+
+def test_a_restart_in_this_rollout_is_refused_an_old_one_is_history(serving: World) -> None:
+    pod(serving, restarts=1, ended="2020-01-01T00:00:00Z")
+    serving.cluster.answers = answering()
+    gate(serving)
+    pod(serving, restarts=2, ended="2999-01-01T00:00:00Z")
+    with pytest.raises(GateFailed, match="OOMKilled"):
+        gate(serving)
+
+
+def test_a_restart_while_it_is_probed_is_refused(serving: World) -> None:
+    old = pod(serving)
+    plain = answering()
+
+    def request(method: str, path: str, body: Any = None, **_: Any) -> Response:
+        old["status"] = {"containerStatuses": [{"restartCount": 0}]}
+        serving.cluster.put({**old, "status": {"containerStatuses": [{"restartCount": 1}]}})
+        return plain(method, path, body)
+
+    serving.cluster.answers = request
+    with pytest.raises(GateFailed, match="restarted or replaced"):
+        gate(serving)
+
+
+def test_the_smoke_test_asks_the_deployments_model(serving: World) -> None:
+    pod(serving)
+    asked = []
+
+    def request(method: str, path: str, body: Any = None, **_: Any) -> Response:
+        asked.append((path, body["model"]))
+        return Response(
+            200, {}, b'{"choices": [{"message": {"content": "Mercury"}}], "usage": {"completion_tokens": 1}}'
+        )
+
+    serving.cluster.answers = request
+    facts = SmokeTestOperator(task_id="smoke_test").run(serving.stage("smoke_test"))
+    assert asked == [("/v1/chat/completions", MODEL)]
+    assert facts["completion_tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (500, "{}", "completion-refused"),
+        (200, "<html>", "completion-malformed"),
+        (200, '{"choices": []}', "completion-malformed"),
+        (200, '{"choices": [{"message": {"content": "hi"}}]}', "completion-malformed"),
+        (200, '{"choices": [{"message": {"content": " "}}], "usage": {"completion_tokens": 3}}', "completion-empty"),
+        (200, '{"choices": [{"message": {"content": null}}], "usage": {"completion_tokens": 3}}', "completion-empty"),
+    ],
+)
+def test_an_answer_that_is_none_fails_the_smoke_test(status: int, body: str, reason: str) -> None:
+    with pytest.raises(SmokeTestFailed) as refused:
+        check_completion(Response(status, {}, body.encode()))
+    assert refused.value.reason == reason

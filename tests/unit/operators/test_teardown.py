@@ -1,0 +1,173 @@
+"""Down in order: only what is ours, only when nobody needs it, and again from any point."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowSkipException
+
+from nim_rollouts.core.errors import ClusterMissing, ClusterUnavailable, LeftoversFound
+from nim_rollouts.core.manifests import DEPLOYMENT_LABEL, ENVIRONMENT_LABEL, MANAGED_BY, MANAGER
+from nim_rollouts.hooks.session import Session
+from nim_rollouts.operators import teardown, teardown_platform
+from tests.unit.operators.conftest import DEPLOYMENT, World
+
+OURS = {MANAGED_BY: MANAGER, ENVIRONMENT_LABEL: "test"}
+CRD = "nimcaches.apps.nvidia.com"
+
+
+def obj(kind: str, name: str, namespace: str | None = None, labels: Any = None, **rest: Any) -> dict[str, Any]:
+    place = {"namespace": namespace} if namespace else {}
+    return {"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "labels": labels or {}, **place}, **rest}
+
+
+@pytest.fixture
+def down(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A validated teardown of the whole platform, on a cluster with one deployment and a neighbour's objects."""
+    monkeypatch.setattr("nim_rollouts.hooks.runs.is_ended", lambda holder: True)
+    operator = teardown.ValidateTeardownOperator(task_id="validate")
+    world.prepared(operator, monkeypatch)
+    operator.deployment, operator.scope = "", "platform"
+    operator.execute(world.context("validate"))
+    mine = {**OURS, DEPLOYMENT_LABEL: DEPLOYMENT}
+    for kind in ("NIMService", "Service", "Job", "ConfigMap", "NIMCache"):
+        world.cluster.put(obj(kind, f"my-{kind.lower()}", "nim-service", mine))
+        world.cluster.put(obj(kind, f"their-{kind.lower()}", "elsewhere"))
+    return world
+
+
+def run(world: World, cls: type, name: str) -> dict[str, Any]:
+    operator = cls(task_id=name)
+    operator.deployment = ""
+    facts = operator.run(world.stage(name, deployment=""))
+    world.session(deployment="").ledger.record(name, 1, "result", facts)
+    return facts
+
+
+def test_services_go_before_caches_and_only_ours(down: World) -> None:
+    facts = run(down, teardown.DeleteServicesOperator, "delete_services")
+    assert {one["name"] for one in facts["removed"]} == {"my-nimservice", "my-service", "my-job", "my-configmap"}
+    assert ("NIMCache", "nim-service", "my-nimcache") in down.cluster.objects
+
+
+def test_the_volumes_behind_a_cache_are_waited_for_too(down: World) -> None:
+    for name, claim in (("pv-1", "my-nimcache-pvc"), ("pv-2", "somebody-elses")):
+        reference = {"claimRef": {"namespace": "nim-service", "name": claim}}
+        down.cluster.put(obj("PersistentVolume", name, spec=reference))
+    facts = run(down, teardown.DeleteCachesOperator, "delete_caches")
+    assert [(one["kind"], one["name"]) for one in facts["removed"]] == [
+        ("NIMCache", "my-nimcache"),
+        ("PersistentVolume", "pv-1"),
+    ]
+    assert ("PersistentVolume", None, "pv-1") in down.cluster.objects, "the driver removes it, not we"
+
+
+def test_what_is_on_its_way_out_is_waited_for_not_deleted_twice(down: World) -> None:
+    going = down.cluster.get("", "NIMCache", "nim-service", "my-nimcache")
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    facts = run(down, teardown.DeleteCachesOperator, "delete_caches")
+    assert [one["name"] for one in facts["removed"]] == ["my-nimcache"]
+    assert down.cluster.log == []
+
+
+def test_a_namespace_where_others_live_stays(down: World) -> None:
+    down.cluster.put(obj("Namespace", "nim-service", labels=OURS))
+    down.cluster.put(obj("Namespace", "kube-system"))
+    down.cluster.put(obj("Pod", "a-neighbour", "nim-service"))
+    with pytest.raises(LeftoversFound, match="Pod/a-neighbour"):
+        run(down, teardown_platform.DeleteNamespacesOperator, "delete_namespaces")
+    del down.cluster.objects["Pod", "nim-service", "a-neighbour"]
+    facts = run(down, teardown_platform.DeleteNamespacesOperator, "delete_namespaces")
+    assert [one["name"] for one in facts["removed"]] == ["nim-service"]
+
+
+def test_one_deployment_alone_leaves_the_platform(down: World) -> None:
+    down.session(deployment="").ledger.record("validate", 2, "result", {"scope": "deployment", "deployments": {}})
+    with pytest.raises(AirflowSkipException):
+        run(down, teardown_platform.DeleteNamespacesOperator, "delete_namespaces")
+
+
+@pytest.fixture
+def helm(down: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Helm's calls, and the CRD of its chart in the cluster."""
+    calls: list[str] = []
+    fake = SimpleNamespace(
+        crds=lambda addon: [{"metadata": {"name": CRD}}],
+        uninstall=lambda addon, wait_s: calls.append(f"uninstall {addon.name}") or True,
+    )
+    monkeypatch.setattr("nim_rollouts.clients.helm.Helm", lambda cluster, include: fake)
+    names = {"group": "apps.nvidia.com", "names": {"kind": "NIMCache"}, "versions": [{"name": "v1", "served": True}]}
+    down.cluster.put(obj("CustomResourceDefinition", CRD, spec=names))
+    return calls
+
+
+def test_the_operator_stays_while_it_is_needed(down: World, helm: list[str]) -> None:
+    with pytest.raises(LeftoversFound, match="NIMCache/my-nimcache"):
+        run(down, teardown_platform.UninstallAddonsOperator, "uninstall_addons")
+    assert helm == []
+
+
+def test_the_operator_goes_before_its_definitions(down: World, helm: list[str]) -> None:
+    for key in [key for key in down.cluster.objects if key[0] == "NIMCache"]:
+        del down.cluster.objects[key]
+    facts = run(down, teardown_platform.UninstallAddonsOperator, "uninstall_addons")
+    assert helm == ["uninstall nim-operator"]
+    assert facts == {"uninstalled": ["nim-operator"], "crds": [CRD]}
+    assert down.cluster.log[-2:] == [
+        f"delete CustomResourceDefinition/{CRD}",
+        f"gone CustomResourceDefinition/{CRD}",
+    ]
+
+
+def test_infrastructure_is_not_destroyed_under_a_gpu_node(down: World) -> None:
+    down.cluster.put(obj("Node", "cpu", status={"capacity": {"cpu": "4"}}))
+    node = down.cluster.put(obj("Node", "gpu", status={"capacity": {"nvidia.com/gpu": "4"}}))
+    facts = run(down, teardown_platform.ListNodesOperator, "list_nodes")
+    assert facts["removed"] == [{"kind": "Node", "name": "gpu", "uid": node["metadata"]["uid"]}]
+    with pytest.raises(LeftoversFound, match="gpu"):
+        run(down, teardown_platform.TerraformDestroyOperator, "terraform_destroy")
+
+
+def _without_cluster(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def missing(self: Session) -> Any:
+        raise error
+
+    monkeypatch.setattr(Session, "cluster", property(missing))
+
+
+def test_without_a_cluster_every_step_in_it_is_done(down: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_cluster(monkeypatch, ClusterMissing("no cluster"))
+    steps = (
+        teardown.DeleteServicesOperator,
+        teardown.DeleteCachesOperator,
+        teardown_platform.DeleteNamespacesOperator,
+        teardown_platform.UninstallAddonsOperator,
+        teardown_platform.DeleteStorageClassOperator,
+        teardown_platform.ListNodesOperator,
+    )
+    for number, step in enumerate(steps):
+        facts = run(down, step, f"step{number}")
+        assert not facts.get("removed") and not facts.get("uninstalled")
+
+
+def test_a_cluster_that_does_not_answer_is_not_an_absent_one(down: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_cluster(monkeypatch, ClusterUnavailable("no answer"))
+    with pytest.raises(ClusterUnavailable):
+        run(down, teardown.DeleteServicesOperator, "delete_services")
+
+
+@pytest.mark.parametrize(("state", "aws", "text"), [([], [], None), (["aws_vpc.this"], [], "aws_vpc.this"),
+                                                    ([], ["EFS file system fs-1"], "fs-1")])  # fmt: skip
+def test_only_empty_is_success(
+    down: World, monkeypatch: pytest.MonkeyPatch, state: list[str], aws: list[str], text: str | None
+) -> None:
+    fake = SimpleNamespace(init=lambda backend: None, state_list=lambda: state)
+    monkeypatch.setattr("nim_rollouts.hooks.infrastructure.open_terraform", lambda *_: fake)
+    monkeypatch.setattr("nim_rollouts.hooks.inventory.leftovers", lambda environment: aws)
+    if text is None:
+        assert run(down, teardown_platform.VerifyGoneOperator, "verify_gone") == {"state": "empty", "aws": "empty"}
+        return
+    with pytest.raises(LeftoversFound, match=text):
+        run(down, teardown_platform.VerifyGoneOperator, "verify_gone")
