@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,7 +54,7 @@ def answering(*ready: Any, models: str = MODEL) -> Any:
 
     def request(method: str, path: str, body: Any = None, *, timeout_s: float = 0) -> Response:
         if path == "/v1/models":
-            return Response(200, {}, ('{"data": [{"id": "%s"}]}' % models).encode())
+            return Response(200, {}, json.dumps({"data": [{"id": models}]}).encode())
         answer = left.pop(0) if left else 200
         if isinstance(answer, Exception):
             raise answer

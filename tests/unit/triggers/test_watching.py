@@ -1,0 +1,138 @@
+"""The watching loop: what ends it, what does not, and what it says meanwhile. The watch is a script of snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from nim_rollouts.core.verdicts import Snapshot, State, Subject
+from nim_rollouts.triggers import watching
+from nim_rollouts.triggers.plans import Plan
+from nim_rollouts.triggers.watching import Outcome, watch_until
+
+JOB = Subject("Job", "job", "ns")
+
+
+def job(*conditions: str) -> dict[str, Any]:
+    return {
+        "kind": "Job",
+        "metadata": {"name": "job", "namespace": "ns", "uid": "1"},
+        "status": {"conditions": [{"type": one, "status": "True"} for one in conditions]},
+    }
+
+
+def snapshot(*objects: dict[str, Any]) -> Snapshot:
+    return {"Job": list(objects), "Pod": [], "Event": []}
+
+
+class Script:
+    """Stands for `Watch`: gives the namespace's snapshots one by one, then nothing any more."""
+
+    snapshots: dict[str | None, list[Snapshot]] = {}
+    problem: str | None = None
+
+    def __init__(self, access: Any, kinds: Any, namespace: str | None) -> None:
+        self.left = list(self.snapshots[namespace])
+
+    async def __aenter__(self) -> Script:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    async def next(self, timeout_s: float) -> Snapshot | None:
+        if self.left:
+            return self.left.pop(0)
+        await asyncio.sleep(timeout_s)
+        return None
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> type[Script]:
+    cls = type("Scripted", (Script,), {})
+    monkeypatch.setattr(watching, "Watch", cls)
+    monkeypatch.setattr(watching, "_TICK_S", 0.05)
+    return cls
+
+
+async def wait(
+    subjects: tuple[Subject, ...] = (JOB,), deadline_s: int = 60, since_s: float = 0
+) -> tuple[Outcome, list]:
+    said: list[str] = []
+    started = datetime.now(UTC) - timedelta(seconds=since_s)
+    outcome = await watch_until(None, Plan(subjects, deadline_s, "test"), started=started, say=said.append)
+    return outcome, said
+
+
+async def test_it_ends_when_everything_is_there(script: type[Script]) -> None:
+    script.snapshots = {"ns": [snapshot(job()), snapshot(job("Complete"))]}
+    outcome, said = await wait()
+    assert outcome.reached and not outcome.overdue
+    assert [step["reason"] for step in outcome.timeline] == ["job-pending", "ready"]
+    assert len(said) == 2 and "s left" in said[0]
+
+
+async def test_it_ends_at_once_when_it_cannot_come(script: type[Script]) -> None:
+    script.snapshots = {"ns": [snapshot(job("Failed"))]}
+    outcome, _ = await wait()
+    assert not outcome.reached and not outcome.overdue
+    assert outcome.missing[0][1].state is State.FAILED
+
+
+async def test_it_ends_at_the_deadline_which_counts_from_the_start_of_the_try(script: type[Script]) -> None:
+    script.snapshots = {"ns": [snapshot(job())]}
+    outcome, _ = await wait(deadline_s=60, since_s=61)
+    assert outcome.overdue and not outcome.reached
+
+
+async def test_an_api_server_that_never_answers_is_overdue_not_healthy(script: type[Script]) -> None:
+    script.snapshots = {"ns": []}
+    outcome, _ = await wait(deadline_s=1, since_s=1)
+    assert outcome.overdue
+    assert outcome.missing[0][1].reason == "cluster-unavailable"
+
+
+async def test_all_namespaces_must_have_been_seen(script: type[Script]) -> None:
+    other = Subject("Job", "job", "other")
+    script.snapshots = {"ns": [snapshot(job("Complete"))], "other": []}
+    outcome, _ = await wait((JOB, other), deadline_s=1, since_s=0.8)
+    assert outcome.overdue
+    script.snapshots = {"ns": [snapshot(job("Complete"))], "other": [snapshot(job("Complete"))]}
+    outcome, _ = await wait((JOB, other))
+    assert outcome.reached
+
+
+async def test_the_same_is_not_said_again_until_a_minute_has_passed(
+    script: type[Script], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.snapshots = {"ns": [snapshot(job())] * 5 + [snapshot(job("Complete"))]}
+    _, said = await wait()
+    assert len(said) == 2
+    monkeypatch.setattr(watching, "LINE_S", 0.0)
+    _, said = await wait()
+    assert len(said) == 6
+
+
+async def test_a_broken_watch_is_told(script: type[Script]) -> None:
+    script.snapshots, script.problem = {"ns": [snapshot(job()), snapshot(job("Complete"))]}, "Job: connection refused"
+    _, said = await wait()
+    assert "not following: Job: connection refused" in said[0]
+
+
+async def test_nothing_to_wait_for_is_reached() -> None:
+    outcome, _ = await wait(())
+    assert outcome.reached
+
+
+def test_an_outcome_survives_the_way_through_airflow() -> None:
+    verdict = JOB.judge(snapshot(job("Failed")), datetime.now(UTC))
+    outcome = Outcome([(JOB, verdict)], True, [{"t": 1.0}])
+    assert Outcome.from_dict(outcome.to_dict()).to_dict() == outcome.to_dict()
+
+
+def test_a_worker_can_wait_for_seconds(script: type[Script]) -> None:
+    script.snapshots = {"ns": [snapshot(job("Complete"))]}
+    assert watching.wait_in_worker(None, [JOB], 5, lambda text: None) == []
