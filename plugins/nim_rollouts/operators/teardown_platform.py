@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from nim_rollouts.core.environment import Addon
 
 CRD_API = "apiextensions.k8s.io/v1"
+#: Karpenter marks the nodes it launches with it.
+NODEPOOL_LABEL = "karpenter.sh/nodepool"
 
 
 class DeleteNamespacesOperator(DeletingOperator):
@@ -118,13 +120,13 @@ class DeleteStorageClassOperator(DeletingOperator):
 
 
 class ListNodesOperator(DeletingOperator):
-    """Names the GPU nodes that must go, now that nothing asks for one. Deletes nothing: who made them takes them."""
+    """Names the launched nodes that must go, now that nothing asks for one. Deletes nothing: who made them takes them."""
 
     def run(self, stage: Stage) -> Facts:
         """Reads only."""
         cluster = self.cluster(stage)
-        nodes = gpu_nodes(cluster) if cluster else []
-        stage.log.info("GPU nodes still there: %s", ", ".join(one["metadata"]["name"] for one in nodes) or "none")
+        nodes = launched_nodes(cluster) if cluster else []
+        stage.log.info("launched nodes still there: %s", ", ".join(one["metadata"]["name"] for one in nodes) or "none")
         return {
             "removed": [
                 {"kind": "Node", "name": one["metadata"]["name"], "uid": one["metadata"]["uid"]} for one in nodes
@@ -136,14 +138,14 @@ class TerraformDestroyOperator(TerraformStage):
     """Everything in the state, planned and destroyed. Nothing in it is no error."""
 
     def run(self, stage: Stage) -> Facts:
-        """Refused while a GPU node is left: its instance would outlive the cluster."""
+        """Refused while a launched node is left: its instance would outlive the cluster."""
         from nim_rollouts.hooks.infrastructure import variables
 
         cluster = stage.session.cluster_if_any()
-        nodes = gpu_nodes(cluster) if cluster else []
+        nodes = launched_nodes(cluster) if cluster else []
         if nodes:
             raise LeftoversFound(
-                f"GPU nodes have come back: {', '.join(one['metadata']['name'] for one in nodes)}",
+                f"launched nodes have come back: {', '.join(one['metadata']['name'] for one in nodes)}",
                 hint="See who asks for them, then clear list_nodes and the tasks after it",
             )
         destroyed = self.terraform(stage).destroy(variables(stage.session.environment))
@@ -169,7 +171,13 @@ class VerifyGoneOperator(TerraformStage):
         return {"state": "empty", "aws": "empty"}
 
 
-def gpu_nodes(cluster: Cluster) -> list[Object]:
-    """Nodes with a GPU."""
-    nodes = cluster.list("v1", "Node")
-    return [one for one in nodes if ((one.get("status") or {}).get("capacity") or {}).get("nvidia.com/gpu", "0") != "0"]
+def launched_nodes(cluster: Cluster) -> list[Object]:
+    """Nodes that were started for pods: Karpenter's, and any with a GPU. terraform knows none of them, so one that
+    stands when the cluster goes stays on the bill. The managed system nodes go with terraform."""
+
+    def is_launched(node: Object) -> bool:
+        capacity = (node.get("status") or {}).get("capacity") or {}
+        labels = node["metadata"].get("labels") or {}
+        return capacity.get("nvidia.com/gpu", "0") != "0" or NODEPOOL_LABEL in labels
+
+    return [one for one in cluster.list("v1", "Node") if is_launched(one)]

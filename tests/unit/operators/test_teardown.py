@@ -121,6 +121,14 @@ def test_the_operator_goes_before_its_definitions(down: World, helm: list[str]) 
     ]
 
 
+def test_a_node_that_karpenter_launched_must_go_too(down: World) -> None:
+    launched = obj("Node", "launched", status={"capacity": {"cpu": "8"}})
+    launched["metadata"]["labels"] = {"karpenter.sh/nodepool": "x86"}
+    node = down.cluster.put(launched)
+    facts = run(down, teardown_platform.ListNodesOperator, "list_nodes")
+    assert facts["removed"] == [{"kind": "Node", "name": "launched", "uid": node["metadata"]["uid"]}]
+
+
 def test_infrastructure_is_not_destroyed_under_a_gpu_node(down: World) -> None:
     down.cluster.put(obj("Node", "cpu", status={"capacity": {"cpu": "4"}}))
     node = down.cluster.put(obj("Node", "gpu", status={"capacity": {"nvidia.com/gpu": "4"}}))
