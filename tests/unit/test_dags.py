@@ -32,7 +32,6 @@ _HEAVY = (
 )
 
 
-
 @pytest.fixture(scope="module")
 def dags(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """Both DAGs as Airflow's dag-processor gets them: imported, then serialized and read back."""

@@ -103,27 +103,29 @@ class DeletingOperator(StageOperator):
             labels[DEPLOYMENT_LABEL] = self.deployment
         return ",".join(f"{name}={value}" for name, value in labels.items())
 
-    def delete(self, stage: Stage, cluster: Cluster, objects: Iterable[Object]) -> list[dict[str, Any]]:
-        """Delete by name, uid and generation. What is on its way out already is named as well."""
+    def delete(
+        self, stage: Stage, cluster: Cluster, objects: Iterable[Object], also: Iterable[Object] = ()
+    ) -> list[dict[str, Any]]:
+        """Delete by name, uid and generation; what is on its way out already is only named.
+
+        The names are written down before anything is deleted: a try after this one may not find them any more.
+
+        :param also: what goes with them by itself, and is to be waited for
+        """
         from nim_rollouts.core.manifests import DEPLOYMENT_LABEL
 
+        objects = list(objects)
+        removed = [named(obj) for obj in (*objects, *also)]
+        stage.intend({"removed": removed})
         generations = stage.session.facts("validate")["deployments"]
-        removed = []
         for obj in objects:
             metadata = obj["metadata"]
+            if metadata.get("deletionTimestamp"):
+                continue
             stage.check_claims()
-            if not metadata.get("deletionTimestamp"):
-                owner = (metadata.get("labels") or {}).get(DEPLOYMENT_LABEL)
-                cluster.delete(obj, uid=metadata["uid"], generation=generations.get(owner))
-                stage.log.info("%s/%s: deletion ordered", obj["kind"], metadata["name"])
-            removed.append(
-                {
-                    "kind": obj["kind"],
-                    "name": metadata["name"],
-                    "namespace": metadata.get("namespace"),
-                    "uid": metadata["uid"],
-                }
-            )
+            owner = (metadata.get("labels") or {}).get(DEPLOYMENT_LABEL)
+            cluster.delete(obj, uid=metadata["uid"], generation=generations.get(owner))
+            stage.log.info("%s/%s: deletion ordered", obj["kind"], metadata["name"])
         return removed
 
 
@@ -135,13 +137,15 @@ class DeleteServicesOperator(DeletingOperator):
     def run(self, stage: Stage) -> Facts:
         """Order the deletions."""
         cluster = self.cluster(stage)
-        removed: list[dict[str, Any]] = []
         if cluster is None:
-            return {"removed": removed, "cluster": "absent"}
-        for api_version, kind in self._KINDS:
-            found = cluster.list(api_version, kind, None, label_selector=self.selector(stage))
-            removed += self.delete(stage, cluster, found)
-        return {"removed": removed, "cluster": "present"}
+            return {"removed": [], "cluster": "absent"}
+        selector = self.selector(stage)
+        found = [
+            one
+            for api_version, kind in self._KINDS
+            for one in cluster.list(api_version, kind, None, label_selector=selector)
+        ]
+        return {"removed": self.delete(stage, cluster, found), "cluster": "present"}
 
 
 class DeleteCachesOperator(DeletingOperator):
@@ -153,25 +157,27 @@ class DeleteCachesOperator(DeletingOperator):
         if cluster is None:
             return {"removed": []}
         caches = cluster.list(NIM_API, "NIMCache", None, label_selector=self.selector(stage))
-        volumes = self._volumes(cluster, caches)
-        removed = self.delete(stage, cluster, caches)
-        return {"removed": [*removed, *volumes]}
+        volumes = self._volumes(stage, cluster, caches)
+        return {"removed": self.delete(stage, cluster, caches, volumes)}
 
-    @staticmethod
-    def _volumes(cluster: Cluster, caches: list[Object]) -> list[dict[str, Any]]:
-        """The volumes behind the caches' claims. A try before may have taken the claims away already: then those
-        volumes that are bound to a claim of such a name are what is left."""
-        found = {}
-        for cache in caches:
-            metadata = cache["metadata"]
-            claim = (cache.get("status") or {}).get("pvc") or f"{metadata['name']}-pvc"
-            found[(metadata["namespace"], claim)] = True
-        volumes = cluster.list("v1", "PersistentVolume") if found else []
-        return [
-            {"kind": "PersistentVolume", "name": one["metadata"]["name"], "uid": one["metadata"]["uid"]}
-            for one in volumes
-            if (_claim_of(one)) in found
-        ]
+    def _volumes(self, stage: Stage, cluster: Cluster, caches: list[Object]) -> list[Object]:
+        """The volumes of the caches' claims, and of those that an earlier, interrupted run took away: by the
+        environment's storage class. Somebody else's volume of that class holds a teardown of the platform up, and
+        should: its data lies on the file system that would be destroyed."""
+        claims = {
+            (one["metadata"]["namespace"], (one.get("status") or {}).get("pvc") or f"{one['metadata']['name']}-pvc")
+            for one in caches
+        }
+        ours = stage.session.environment.storage_class
+
+        def concerned(volume: Object) -> bool:
+            namespace, claim = _claim_of(volume)
+            if (namespace, claim) in claims:
+                return True
+            of_class = (volume.get("spec") or {}).get("storageClassName") == ours
+            return of_class and (not self.deployment or str(claim).startswith(f"{self.deployment}-"))
+
+        return [one for one in cluster.list("v1", "PersistentVolume") if concerned(one)]
 
 
 class ConcludeTeardownOperator(ConcludeOperator):
@@ -188,6 +194,17 @@ class ConcludeTeardownOperator(ConcludeOperator):
         if states.get(decisive) == "success":
             return GONE, None
         return FAILED, why(stage, states)
+
+
+def named(obj: Object) -> dict[str, Any]:
+    """What a record keeps of an object that is to go."""
+    metadata = obj["metadata"]
+    return {
+        "kind": obj["kind"],
+        "name": metadata["name"],
+        "namespace": metadata.get("namespace"),
+        "uid": metadata["uid"],
+    }
 
 
 def _claim_of(volume: Object) -> tuple[str | None, str | None]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nim_rollouts.core.errors import LeftoversFound
 from nim_rollouts.operators.base import Facts, Stage
-from nim_rollouts.operators.teardown import DEPLOYMENT, DeletingOperator
+from nim_rollouts.operators.teardown import DEPLOYMENT, DeletingOperator, named
 from nim_rollouts.operators.terraform import TerraformStage
 
 if TYPE_CHECKING:
@@ -120,18 +120,14 @@ class DeleteStorageClassOperator(DeletingOperator):
 
 
 class ListNodesOperator(DeletingOperator):
-    """Names the launched nodes that must go, now that nothing asks for one. Deletes nothing: who made them takes them."""
+    """Names the launched nodes that must go, now that nothing asks for one. Whoever made them takes them."""
 
     def run(self, stage: Stage) -> Facts:
         """Reads only."""
         cluster = self.cluster(stage)
         nodes = launched_nodes(cluster) if cluster else []
         stage.log.info("launched nodes still there: %s", ", ".join(one["metadata"]["name"] for one in nodes) or "none")
-        return {
-            "removed": [
-                {"kind": "Node", "name": one["metadata"]["name"], "uid": one["metadata"]["uid"]} for one in nodes
-            ]
-        }
+        return {"removed": [named(one) for one in nodes]}
 
 
 class TerraformDestroyOperator(TerraformStage):

@@ -75,8 +75,15 @@ def _benchmark(session: Session) -> Plan:
 
 def _gone_after(deleting_stage: str) -> Callable[[Session], Plan]:
     def plan(session: Session) -> Plan:
-        removed = session.facts(deleting_stage)["removed"]
-        return Plan(tuple(absence(one) for one in removed), session.environment.budgets.delete_s, "teardown")
+        session.facts(deleting_stage)
+        # Of every try: what an interrupted one had ordered, the next one may not find any more.
+        named = {
+            (one["kind"], one["name"], one.get("uid")): absence(one)
+            for record in session.ledger.records()
+            if record.stage == deleting_stage
+            for one in record.facts.get("removed", ())
+        }
+        return Plan(tuple(named.values()), session.environment.budgets.delete_s, "teardown")
 
     return plan
 

@@ -55,14 +55,14 @@ class WaitTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """One event: the outcome, or an error that no waiting will mend."""
-        from nim_rollouts.triggers.watching import Outcome, watch_until
-
         try:
             plan, access, started = await self._prepared()
         except Exception as error:
             self.log.error("%s", one_line(error))
             yield TriggerEvent({"error": as_facts(error), "final": not is_retryable(error)})
             return
+        from nim_rollouts.triggers.watching import Outcome, watch_until
+
         if access is None:
             self.log.info("there is no cluster: nothing to wait for")
             outcome = Outcome([])
@@ -94,6 +94,10 @@ class WaitTrigger(BaseTrigger):
             pause = min(pause * 2, _LONGEST_PAUSE_S)
 
     def _prepare(self) -> tuple[Plan, ClusterAccess | None, datetime]:
+        # Imported here for the event loop's sake, which would stand still meanwhile.
+        import aiohttp  # noqa: F401
+
+        import nim_rollouts.triggers.watching  # noqa: F401
         from nim_rollouts.core.errors import ClusterMissing
         from nim_rollouts.triggers.plans import plan_for
 

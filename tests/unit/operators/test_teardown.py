@@ -54,7 +54,7 @@ def test_services_go_before_caches_and_only_ours(down: World) -> None:
 
 def test_the_volumes_behind_a_cache_are_waited_for_too(down: World) -> None:
     for name, claim in (("pv-1", "my-nimcache-pvc"), ("pv-2", "somebody-elses")):
-        reference = {"claimRef": {"namespace": "nim-service", "name": claim}}
+        reference = {"claimRef": {"namespace": "nim-service", "name": claim}, "storageClassName": "other"}
         down.cluster.put(obj("PersistentVolume", name, spec=reference))
     facts = run(down, teardown.DeleteCachesOperator, "delete_caches")
     assert [(one["kind"], one["name"]) for one in facts["removed"]] == [
@@ -62,6 +62,25 @@ def test_the_volumes_behind_a_cache_are_waited_for_too(down: World) -> None:
         ("PersistentVolume", "pv-1"),
     ]
     assert ("PersistentVolume", None, "pv-1") in down.cluster.objects, "the driver removes it, not we"
+
+
+def test_volumes_that_an_earlier_run_left_are_waited_for(down: World) -> None:
+    for key in [key for key in down.cluster.objects if key[0] == "NIMCache"]:
+        del down.cluster.objects[key]
+    spec = {"claimRef": {"namespace": "nim-service", "name": "gone-pvc"}, "storageClassName": "efs-sc-dynamic"}
+    down.cluster.put(obj("PersistentVolume", "pv-1", spec=spec))
+    assert [one["name"] for one in run(down, teardown.DeleteCachesOperator, "delete_caches")["removed"]] == ["pv-1"]
+
+
+def test_an_interrupted_try_is_not_forgotten(down: World) -> None:
+    from nim_rollouts.triggers.plans import plan_for
+
+    run(down, teardown.DeleteCachesOperator, "delete_caches")
+    ledger = down.session(deployment="").ledger
+    ledger.record("delete_caches", 2, "result", {"removed": []})
+    plan = plan_for("wait_caches_gone", down.session(deployment=""))
+    assert [subject.ref for subject in plan.subjects] == ["NIMCache/my-nimcache"]
+    assert all(subject.absent for subject in plan.subjects)
 
 
 def test_what_is_on_its_way_out_is_waited_for_not_deleted_twice(down: World) -> None:
@@ -126,14 +145,14 @@ def test_a_node_that_karpenter_launched_must_go_too(down: World) -> None:
     launched["metadata"]["labels"] = {"karpenter.sh/nodepool": "x86"}
     node = down.cluster.put(launched)
     facts = run(down, teardown_platform.ListNodesOperator, "list_nodes")
-    assert facts["removed"] == [{"kind": "Node", "name": "launched", "uid": node["metadata"]["uid"]}]
+    assert [(one["name"], one["uid"]) for one in facts["removed"]] == [("launched", node["metadata"]["uid"])]
 
 
 def test_infrastructure_is_not_destroyed_under_a_gpu_node(down: World) -> None:
     down.cluster.put(obj("Node", "cpu", status={"capacity": {"cpu": "4"}}))
     node = down.cluster.put(obj("Node", "gpu", status={"capacity": {"nvidia.com/gpu": "4"}}))
     facts = run(down, teardown_platform.ListNodesOperator, "list_nodes")
-    assert facts["removed"] == [{"kind": "Node", "name": "gpu", "uid": node["metadata"]["uid"]}]
+    assert [(one["name"], one["uid"]) for one in facts["removed"]] == [("gpu", node["metadata"]["uid"])]
     with pytest.raises(LeftoversFound, match="gpu"):
         run(down, teardown_platform.TerraformDestroyOperator, "terraform_destroy")
 
