@@ -36,8 +36,9 @@ def command_lines(canary: str) -> Iterator[CommandLines]:
 
 
 @pytest.fixture(scope="session")
-def live(canary: str, command_lines: CommandLines) -> Iterator[Live]:
+def live(canary: str, command_lines: CommandLines, request: pytest.FixtureRequest) -> Iterator[Live]:
     """The shared rehearsal, up, with Airflow; its state folder is kept when a test failed."""
+    failed_before = request.session.testsfailed
     state = Path(tempfile.mkdtemp(prefix="nim-rollouts-live-"))
     environment = {
         **os.environ,
@@ -52,7 +53,7 @@ def live(canary: str, command_lines: CommandLines) -> Iterator[Live]:
         _command(environment, "up", 300)
         r = config.load(state)
         yield Live(r, environment)
-        failed = False
+        failed = request.session.testsfailed > failed_before
         _command(environment, "down", 120)
         assert supervisor.leftovers(state) == [], "a process of the rehearsal outlived `down`"
         assert open_ports(r) == [], "a port of the rehearsal is still open"
