@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Obj = dict[str, Any]
+Objs = list[Obj]
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PATCHES = {
     "merge": "application/merge-patch+json",
@@ -179,12 +180,10 @@ class Kube:
         """A body that is not JSON, such as a pod's log."""
         return await self.request("GET", path, raw=True, **query)
 
-    async def list(
-        self, path: str, *, label_selector: str | None = None, field_selector: str | None = None
-    ) -> list[Obj]:
+    async def list(self, path: str, *, label_selector: str | None = None, field_selector: str | None = None) -> Objs:
         return (await self._list(path, label_selector, field_selector))[0]
 
-    async def _list(self, path: str, label_selector: str | None, field_selector: str | None) -> tuple[list[Obj], str]:
+    async def _list(self, path: str, label_selector: str | None, field_selector: str | None) -> tuple[Objs, str]:
         answer = await self.request("GET", path, labelSelector=label_selector, fieldSelector=field_selector)
         kind = answer["kind"].removesuffix("List")
         items = [{"apiVersion": answer["apiVersion"], "kind": kind, **item} for item in answer["items"] or []]

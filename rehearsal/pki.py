@@ -65,7 +65,7 @@ def make(r: Rehearsal) -> None:
     names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
     sans: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
     sans.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
-    first_service = next(ipaddress.ip_network(r.service_cidr).hosts())
+    first_service = next(ipaddress.IPv4Network(r.service_cidr).hosts())
     sans.append(x509.IPAddress(first_service))
     server = _certificate("kube-apiserver", server_key, "nim-rollouts-ca", ca_key, sans)
     # Service-account tokens are signed with RSA: it is what every client library can verify.

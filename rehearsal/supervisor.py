@@ -174,6 +174,7 @@ class Supervisor:
         table = {}
         for part in self.parts:
             entry = self.running.get(part.name)
+            state: dict[str, object]
             if part.name in self.failed:
                 state = {"state": "failed", "why": self.failed[part.name]}
             elif part.name in self.done:

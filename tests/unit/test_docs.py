@@ -19,7 +19,7 @@ def _slugs() -> set[str]:
     classes = {cls.default_reason for cls in errors.error_classes()}
     finer = set()
     for path in (ROOT / "plugins" / "nim_rollouts").rglob("*.py"):
-        finer |= set(re.findall(r"\breason=\"([a-z]+(?:-[a-z]+)+)\"", path.read_text()))
+        finer |= set(re.findall(r"\breason=\"([a-z]+(?:-[a-z]+)*)\"", path.read_text()))
     return classes | finer
 
 
