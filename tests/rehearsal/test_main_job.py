@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rehearsal.aws.inventory import inventory
-from tests.rehearsal.live import DEPLOYMENT, ENVIRONMENT, NAMESPACE, NIM, Live, Run
+from tests.rehearsal.live import DEPLOYMENT, ENVIRONMENT, NAMESPACE, NIM, Live, Run, until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -184,6 +184,38 @@ def test_bad_requests_are_refused_before_anything_is_made(live: Live, deployed: 
         started = [t.name for t in run.tasks.values() if t.state == "success"]
         assert set(started) <= {"conclude"}, what
     assert live.specs() == before
+
+
+@pytest.mark.slow
+@pytest.mark.live(order=51)
+def test_a_key_that_ngc_refuses_is_refused(live: Live, deployed: Run) -> None:
+    before = live.specs()
+    live.fault("registry", "image=nim/meta/llama-3.1-8b-instruct", "status=401")
+    try:
+        run = live.run("nim_deploy", live.params())
+    finally:
+        live.fault("--clear")
+    assert run.tasks["validate"].state == "failed"
+    assert any("reason=ngc-" in line for line in run.lines if line.startswith("validate failed:")), run.lines
+    assert live.specs() == before
+
+
+@pytest.mark.slow
+@pytest.mark.live(order=52)
+def test_a_second_run_is_refused_while_one_holds_the_claim(live: Live, deployed: Run) -> None:
+    first = live.api.trigger("nim_deploy", live.params())
+
+    def validated() -> bool:
+        tasks = {task.name: task.state for task in live.api.tasks("nim_deploy", first)}
+        return tasks.get("validate") == "success"
+
+    until(validated, "the first run to hold the claim")
+    second = live.run("nim_deploy", live.params())
+    assert second.state == "failed"
+    (why,) = [line for line in second.lines if line.startswith("validate failed:")]
+    assert "reason=claim-held" in why and first in why
+    live.runs["last"] = live.follow("nim_deploy", first)
+    assert live.runs["last"].state == "success"
 
 
 @pytest.mark.slow
