@@ -96,7 +96,9 @@ def _fresh(venv: Path, *, with_pip: bool = True) -> None:
 
 
 def _installing(lines: list[str], elapsed: float) -> str:
-    return f"{clock(elapsed)} elapsed; {lines[-1].strip() if lines else 'fetching package data'}"
+    last = lines[-1].strip() if lines else "fetching package data"
+    # uv's last step but one says nothing while it runs.
+    return f"{clock(elapsed)} elapsed; {last}{', compiling byte code' if last.startswith('Installed') else ''}"
 
 
 def _locks(root: Path) -> Path:
