@@ -19,6 +19,10 @@ _MAPS = {
 }  # fmt: skip
 _QUANTITY_MAPS = {"limits", "requests"}
 _QUANTITIES = {"sizeLimit", "sharedMemorySizeLimit"}
+# Numbers of a probe are no pointers: a zero is not written.
+_OMITTED_ZEROS = {
+    "initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold",
+}  # fmt: skip
 
 
 def _prune(value: Any, key: str = "") -> Any:
@@ -35,6 +39,8 @@ def _prune(value: Any, key: str = "") -> Any:
     for name, item in value.items():
         fresh = _prune(item, name)
         if fresh in ("", None, []) or (fresh == {} and name in _MAPS):
+            continue
+        if name in _OMITTED_ZEROS and fresh == 0:
             continue
         result[name] = fresh
     return result

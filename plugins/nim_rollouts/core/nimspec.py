@@ -6,8 +6,10 @@ Field names and rules: the NIM Operator's CRDs apps.nvidia.com/v1alpha1 (3.x).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from nim_rollouts.core.quantity import canonical_quantity
 from nim_rollouts.core.spec import GPU, Deployment, Profile, Toleration
 
 # Both secrets are per namespace, so one of each serves every deployment in it.
@@ -39,7 +41,7 @@ def cache_spec(deployment: Deployment) -> dict[str, Any]:
         },
         "nodeSelector": dict(cache.node_selector),
         "tolerations": _tolerations(cache.tolerations),
-        "resources": dict(cache.resources),
+        "resources": _quantities(cache.resources),
         "env": _env(cache.env),
     }
     return _without_empty(spec)
@@ -64,8 +66,8 @@ def service_spec(deployment: Deployment, cache_name: str) -> dict[str, Any]:
         "replicas": service.replicas,
         # Both maps always: with one of them nil the operator's GPU assignment panics on every reconcile.
         "resources": {
-            "requests": service.resources.effective,
-            "limits": service.resources.limits or service.resources.effective,
+            "requests": _quantities(service.resources.effective),
+            "limits": _quantities(service.resources.limits or service.resources.effective),
         },
         "nodeSelector": dict(service.node_selector),
         "tolerations": _tolerations(tolerations),
@@ -89,7 +91,8 @@ def _ready_probe(initial_delay_s: int, period_s: int, failures: int) -> dict[str
     """The operator's own probe (`/v1/health/ready` on the port it names `api`) with times of ours."""
     probe = {
         "httpGet": {"path": "/v1/health/ready", "port": "api"},
-        "initialDelaySeconds": initial_delay_s,
+        # A zero vanishes when the operator writes the object back; each later apply would put it in again.
+        **({"initialDelaySeconds": initial_delay_s} if initial_delay_s else {}),
         "periodSeconds": period_s,
         "failureThreshold": failures,
     }
@@ -119,7 +122,12 @@ def _tolerates_gpu(toleration: Toleration) -> bool:
 
 
 def _env(values: dict[str, str]) -> list[dict[str, str]]:
-    return [{"name": name, "value": value} for name, value in sorted(values.items())]
+    # An empty value vanishes likewise, and is the default.
+    return [{"name": name, **({"value": value} if value else {})} for name, value in sorted(values.items())]
+
+
+def _quantities(values: Mapping[str, str]) -> dict[str, str]:
+    return {name: canonical_quantity(value) for name, value in values.items()}
 
 
 def _without_empty(spec: dict[str, Any]) -> dict[str, Any]:

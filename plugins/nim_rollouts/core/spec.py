@@ -67,7 +67,9 @@ class Toleration(Strict):
 
     def manifest(self) -> dict[str, Any]:
         """As it stands in an object."""
-        return self.model_dump(by_alias=True, exclude_none=True)
+        given = self.model_dump(by_alias=True, exclude_none=True)
+        # An empty text is what is not given, and vanishes when Go writes it back.
+        return {name: value for name, value in given.items() if value != ""}
 
 
 class Resources(Strict):

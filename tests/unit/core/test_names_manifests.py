@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +15,10 @@ from nim_rollouts.core import manifests
 from nim_rollouts.core.errors import ManifestError
 from nim_rollouts.core.names import content_hash, names_for, rollout_id
 from nim_rollouts.core.nimspec import cache_spec, service_spec
+from nim_rollouts.core.quantity import canonical_quantity, parse_quantity
 from nim_rollouts.core.spec import Deployment, load_deployment
+from rehearsal.operator import goform
+from rehearsal.operator.quantity import canonical
 
 INCLUDE = Path(__file__).resolve().parents[3] / "include"
 NAME = "meta-llama3-8b-instruct"
@@ -47,7 +51,7 @@ def test_hashes_are_canonical_and_versioned() -> None:
 def test_names_of_the_reference_deployment_do_not_move() -> None:
     """A change here re-downloads every cache in every environment: raise HASH_VERSION only on purpose."""
     names = names_for(load(), "run-1")
-    assert (names.cache, names.service) == (f"{NAME}-854ad2d7", f"{NAME}-a33a8bec")
+    assert (names.cache, names.service) == (f"{NAME}-854ad2d7", f"{NAME}-f6e20f68")
 
 
 @pytest.mark.parametrize(
@@ -197,3 +201,47 @@ def test_a_value_cannot_change_the_structure() -> None:
     cache = manifests.nim_cache(context(deployment), deployment.model_copy(update={"profile": profile}))
     assert cache["kind"] == "NIMCache"
     assert cache["spec"]["source"]["ngc"]["model"]["precision"] == evil
+
+
+def _same(ours: Any, stored: Any) -> bool:
+    if isinstance(ours, dict):
+        return isinstance(stored, dict) and all(_same(value, stored.get(key)) for key, value in ours.items())
+    return bool(ours == stored)
+
+
+def test_what_the_operator_writes_back_is_what_was_applied() -> None:
+    """The operator's finalizer update sends the spec through its Go structs. What it would alter or drop of ours, the
+    next apply would put in again: a spec that never comes to rest."""
+    text = TEXT.replace(
+        '    requests: {cpu: "40", nvidia.com/gpu: "2"}\n    limits: {cpu: "40", nvidia.com/gpu: "2"}',
+        '    requests: {cpu: 0.5, memory: 1024Mi, nvidia.com/gpu: "2"}\n'
+        '    limits: {cpu: 2000m, memory: "8589934592", nvidia.com/gpu: "2"}',
+    )
+    text = text.replace("  port: 8000\n", "  port: 8000\n  start: {first_look_s: 0}\n  env: {EMPTY: '', B: x}\n")
+    text = text.replace(
+        "  access_mode: ReadWriteMany\n", "  access_mode: ReadWriteMany\n  resources: {cpu: 1.5, memory: 2048Mi}\n"
+    )
+    text = text.replace(
+        "{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}",
+        "{key: nvidia.com/gpu, operator: Exists, value: '', effect: NoSchedule}",
+    )
+    for deployment in (load(), load(text)):
+        cache, service = cache_spec(deployment), service_spec(deployment, "cache")
+        assert _same(cache, goform.nimcache_spec(cache))
+        assert _same(service, goform.nimservice_spec(service))
+    assert service["resources"]["requests"] == {"cpu": "500m", "memory": "1Gi", "nvidia.com/gpu": "2"}
+
+
+def test_equal_quantities_are_one_name() -> None:
+    other = TEXT.replace('cpu: "40"', "cpu: 40000m")
+    assert names_for(load(other), "r") == names_for(load(), "r")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["40", "0.5", "1000m", "1500m", "1024Mi", "1.5Gi", "100Ki", "1Ki", "1000", "0", "1e3", "2E", "12Ei", "123456", "0.1n",
+     "1025Ki", "512Mi", "1e-3", "100M", ".5Gi"],
+)  # fmt: skip
+def test_quantities_are_written_as_go_writes_them(text: str) -> None:
+    assert canonical_quantity(text) == canonical(text)
+    assert parse_quantity(canonical_quantity(text)) >= parse_quantity(text)
