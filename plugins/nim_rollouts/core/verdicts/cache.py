@@ -111,6 +111,7 @@ def _on_its_way(
         pod = find(objects, "Pod", f"{name}-pod")
         trouble = diagnose(objects, [pod] if pod else [])
         stage, message = "cache-preparing", "the operator prepares the claim and chooses the model profile"
+        message += _said(cache, pod)
     else:
         evidence = [*evidence, f"{ref(job, 'Job')} failed={status(job).get('failed', 0)}"]
         trouble = diagnose(objects, owned(objects, "Pod", job))
@@ -125,6 +126,18 @@ def _on_its_way(
     if trouble is None:
         return progressing(stage, message, evidence)
     return trouble.verdict(stage, message, evidence)
+
+
+def _said(cache: Object, pod: Object | None) -> str:
+    """Why nothing happens before there is a Job, as far as anybody says so. All of it may pass."""
+    phase = status(pod).get("phase") if pod else None
+    if pod is not None and phase in ("Failed", "Succeeded") and not is_deleting(pod):
+        # Seen in the operator's source: it waits for Running, whatever the pod has become.
+        return f"; its pod {name_of(pod)} has ended ({phase}), which the operator does not notice: look at its log, delete it"
+    error = condition(cache, "NIM_CACHE_RECONCILE_FAILED")
+    if error.get("status") == "True" and error.get("message"):
+        return f"; the operator says: {' '.join(str(error['message']).split())[:300]}"
+    return ""
 
 
 def _unbound(objects: Snapshot, claim: Object | None) -> Blocker | None:

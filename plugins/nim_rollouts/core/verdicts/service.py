@@ -61,7 +61,7 @@ def judge(objects: Snapshot, desired: Desired | Mapping[str, Any], now: datetime
     held = _by_cache(service, deployment, wanted, evidence)
     if held is not None:
         return held
-    return _rolling_out(objects, deployment, wanted, evidence)
+    return _rolling_out(objects, service, deployment, wanted, evidence)
 
 
 def _ready(deployment: Object | None, wanted: Desired, evidence: list[str]) -> Verdict:
@@ -97,8 +97,14 @@ def _by_cache(service: Object, deployment: Object | None, wanted: Desired, evide
     return None
 
 
-def _rolling_out(objects: Snapshot, deployment: Object | None, wanted: Desired, evidence: list[str]) -> Verdict:
+def _rolling_out(
+    objects: Snapshot, service: Object, deployment: Object | None, wanted: Desired, evidence: list[str]
+) -> Verdict:
     stage, message = "rollout-in-progress", _progress(deployment, wanted)
+    error = condition(service, "Failed")
+    if error.get("status") == "True" and error.get("message"):
+        # Its reconciler's own error (an object that the API server refuses, say). It may pass, so it decides nothing.
+        message += f"; the operator says: {' '.join(str(error['message']).split())[:300]}"
     pods = [pod for pod in selected(objects, "Pod", {"app": wanted.name}) if wanted.image in images(pod)]
     trouble = diagnose(objects, pods)
     if trouble is not None:

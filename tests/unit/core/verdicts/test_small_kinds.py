@@ -217,3 +217,25 @@ def test_a_restart_or_two_are_no_verdict() -> None:
     assert verdict(3, "Error") == ("failed", "crash-loop")
     assert verdict(1, "OOMKilled") == ("progressing", "rollout-in-progress")
     assert verdict(2, "OOMKilled") == ("failed", "crash-loop-oom")
+
+
+def test_what_the_operator_says_is_told_and_decides_nothing() -> None:
+    error = {"type": "Failed", "status": "True", "reason": "Failed", "message": "Service is invalid:\n spec.ports"}
+    refused = obj("NIMService", "s", spec={"image": {"repository": "r", "tag": "1"}},
+                  status={"state": "Failed", "conditions": [error]})  # fmt: skip
+    verdict = service.judge({"NIMService": [refused]}, service.Desired("s", "r:1"), NOW)
+    assert said(verdict) == ("progressing", "rollout-in-progress")
+    assert "the operator says: Service is invalid: spec.ports" in verdict.overdue().message
+
+    error = {"type": "NIM_CACHE_RECONCILE_FAILED", "status": "True", "message": "quota exceeded"}
+    waiting = obj("NIMCache", "c", status={"state": "NotReady", "conditions": [error]})
+    verdict = cache.judge({"NIMCache": [waiting]}, "c", NOW)
+    assert said(verdict) == ("progressing", "cache-preparing")
+    assert "quota exceeded" in verdict.overdue().message
+
+
+def test_a_selection_pod_that_has_ended_is_named() -> None:
+    pod = obj("Pod", "c-pod", metadata=owner("NIMCache", "c"), status={"phase": "Failed"})
+    verdict = cache.judge({"NIMCache": [obj("NIMCache", "c")], "Pod": [pod]}, "c", NOW)
+    assert said(verdict) == ("progressing", "cache-preparing")
+    assert "c-pod has ended (Failed)" in verdict.message
