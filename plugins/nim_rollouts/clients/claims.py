@@ -100,6 +100,34 @@ def acquire(store: Store, scope: str, holder: Holder, *, is_ended: Callable[[Hol
     raise StoreUnavailable(f"{scope}: {_ATTEMPTS} other writers were faster")
 
 
+def refuse_held(store: Store, scope: str, holder: Holder, *, is_ended: Callable[[Holder], bool]) -> None:
+    """Nothing, if `acquire` would succeed now. Writes nothing: a run that cannot have all of its claims takes none, and
+    moves no generation on.
+
+    :raises ClaimHeld, Superseded: as `acquire`
+    """
+    content = store.get(scope)
+    if content is not None:
+        _next(_State.decode(content), scope, holder, is_ended)
+
+
+def hold_again(store: Store, claim: Claim) -> None:
+    """For a cleared task of the last run, whose claim was released when the run ended: hold it again, so that nobody
+    else begins meanwhile. It is released with the run's end, or taken over after it.
+
+    :raises Superseded: a newer run has taken the claim
+    """
+    for _ in range(_ATTEMPTS):
+        check(store, claim)
+        found = store.get_with_etag(claim.scope)
+        if found is None:
+            continue
+        state = _State.decode(found[0])
+        if not state.released or store.replace(claim.scope, replace(state, released=False).encode(), found[1]):
+            return
+    raise StoreUnavailable(f"{claim.scope}: {_ATTEMPTS} other writers were faster")
+
+
 def check(store: Store, claim: Claim) -> None:
     """Nothing, if the claim's generation is still the newest.
 

@@ -230,7 +230,11 @@ def _conflicts(refusal: ApiRefusal) -> list[tuple[str, str]]:
 def _refuse_older(ref: Ref, obj: Mapping[str, Any], live: Mapping[str, Any]) -> None:
     ours, theirs = _generation(obj), _generation(live)
     if ours is not None and theirs is not None and theirs > ours:
-        raise Superseded(f"{ref} belongs to generation {theirs} of the claim, this run has {ours}")
+        raise Superseded(
+            f"{ref} belongs to generation {theirs} of the claim, this run has {ours}",
+            hint="Trigger a new run instead of clearing tasks of an old one; if the newest run is told this, the store"
+            f" has lost its claims: remove the annotation {GENERATION} from the object",
+        )
 
 
 def _generation(obj: Mapping[str, Any]) -> int | None:

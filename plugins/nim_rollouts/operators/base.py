@@ -67,13 +67,23 @@ class Stage:
         """
         from nim_rollouts.clients import claims
 
+        for claim in self._scoped_claims():
+            claims.check(self.session.store, claim)
+
+    def hold_claims(self) -> None:
+        """As `check_claims`; and a claim that was released with the run's end is held again, so that no new run begins
+        to write beside a cleared task of this one."""
+        from nim_rollouts.clients import claims
+
+        for claim in self._scoped_claims():
+            claims.hold_again(self.session.store, claim)
+
+    def _scoped_claims(self) -> list[Claim]:
         if not self.scopes:
-            return
+            return []
         if self._taken is None:
             self._taken = self.session.claims()
-        for claim in self._taken:
-            if _kind(claim) in self.scopes:
-                claims.check(self.session.store, claim)
+        return [claim for claim in self._taken if _kind(claim) in self.scopes]
 
     def release_claims(self, *kinds: str) -> None:
         """Give up the run's claims of these kinds; fine when they are released already or a newer run has them."""
@@ -97,6 +107,8 @@ class StageOperator(BaseOperator):
 
     #: Which claims must still be this run's: the deployment's, the environment's, or both.
     claim_scopes: ClassVar[tuple[str, ...]] = ("deployment",)
+    #: A stage that only reads leaves the claims as they are, also when it is cleared.
+    reads_only: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -133,7 +145,7 @@ class StageOperator(BaseOperator):
         stage: Stage | None = None
         try:
             stage = self.open_stage(context)
-            stage.check_claims()
+            (stage.check_claims if self.reads_only else stage.hold_claims)()
             facts = work(stage)
             stage.session.ledger.record(stage.name, stage.try_number, RESULT, facts)
         except Exception as error:

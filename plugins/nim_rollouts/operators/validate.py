@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from nim_rollouts.core.errors import NimRolloutsError, SpecError, TransientError, one_line
+from nim_rollouts.core.errors import ClaimHeld, NimRolloutsError, SpecError, TransientError, one_line
 from nim_rollouts.operators.base import Facts, Stage, StageOperator
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from nim_rollouts.hooks.session import Session
 
 STRATEGIES = ("replace",)
+# Longer than the 8 seconds in which a deferral can be lost to Airflow's own race.
+LOOK_AGAIN_S = 60
 
 
 class ClaimingOperator(StageOperator):
@@ -24,7 +27,8 @@ class ClaimingOperator(StageOperator):
     claim_scopes = ()
 
     def take_claims(self, stage: Stage, scopes: Sequence[str]) -> list[Claim]:
-        """Take all claims, or none: what a refused run took is given back.
+        """Take all claims, or none. A run that cannot have them all leaves no trace in any: a generation that it moved
+        on would lock the last run's tasks.
 
         :raises ClaimHeld: a live run holds one; Superseded: this run is older than the claim's holder
         """
@@ -37,10 +41,14 @@ class ClaimingOperator(StageOperator):
         taken: list[Claim] = []
         try:
             for scope in scopes:
+                claims.refuse_held(store, scope, holder, is_ended=is_ended)
+            for scope in scopes:
                 taken.append(claims.acquire(store, scope, holder, is_ended=is_ended))
-        except NimRolloutsError:
+        except NimRolloutsError as error:
             for claim in reversed(taken):
                 claims.release(store, claim)
+            if isinstance(error, ClaimHeld) and stage.session.environment.policies.claim == "wait":
+                self._wait(stage, error)
             raise
         stage.session.ledger.record(
             stage.name,
@@ -53,6 +61,17 @@ class ClaimingOperator(StageOperator):
             },
         )
         return taken
+
+    def _wait(self, stage: Stage, held: ClaimHeld) -> None:
+        """By the environment's policy: look again in a minute, without a worker meanwhile."""
+        from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+
+        stage.log.info("%s; the environment's policy is to wait, looking again in %d s", held.message, LOOK_AGAIN_S)
+        self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=LOOK_AGAIN_S)), method_name="look_again")
+
+    def look_again(self, context: Any, event: Any = None) -> Any:
+        """After a wait for the claim: all of the validation once more, since the files may have changed."""
+        return self.execute(context)
 
     @staticmethod
     def triggered_by(context: Any) -> str | None:

@@ -39,6 +39,7 @@ class WaitOperator(StageOperator):
     """
 
     start_from_trigger = True
+    reads_only = True
     ui_color = "#d5e8f0"
     stops_job = False
 

@@ -140,6 +140,30 @@ def test_a_store_that_always_loses(store: FolderStore) -> None:
         claims.acquire(Losing(store.root), SCOPE, A, is_ended=live)
 
 
+def test_a_look_ahead_refuses_like_acquire_and_writes_nothing(store: FolderStore) -> None:
+    claims.refuse_held(store, SCOPE, A, is_ended=live)
+    assert store.get(SCOPE) is None
+    claims.acquire(store, SCOPE, A, is_ended=live)
+    before = store.get(SCOPE)
+    with pytest.raises(ClaimHeld):
+        claims.refuse_held(store, SCOPE, B, is_ended=live)
+    for holder, is_ended in ((A, live), (B, ended)):
+        claims.refuse_held(store, SCOPE, holder, is_ended=is_ended)
+    assert store.get(SCOPE) == before
+
+
+def test_a_cleared_task_of_the_last_run_holds_its_claim_again(store: FolderStore) -> None:
+    claim = claims.acquire(store, SCOPE, A, is_ended=live)
+    claims.release(store, claim)
+    claims.hold_again(store, claim)
+    claims.hold_again(store, claim)
+    with pytest.raises(ClaimHeld):
+        claims.acquire(store, SCOPE, B, is_ended=live)
+    claims.acquire(store, SCOPE, B, is_ended=ended)
+    with pytest.raises(Superseded):
+        claims.hold_again(store, claim)
+
+
 def test_scopes() -> None:
     assert claims.deployment_scope("e", "d") == "claims/e/d.json"
     assert claims.environment_scope("e") == "claims/e/_environment.json"

@@ -239,8 +239,8 @@ def test_equal_quantities_are_one_name() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["40", "0.5", "1000m", "1500m", "1024Mi", "1.5Gi", "100Ki", "1Ki", "1000", "0", "1e3", "2E", "12Ei", "123456", "0.1n",
-     "1025Ki", "512Mi", "1e-3", "100M", ".5Gi"],
+    ["40", "0.5", "1000m", "1500m", "1024Mi", "1.5Gi", "100Ki", "1Ki", "1000", "0", "1e3", "2E", "12Ei", "123456",
+     "0.1n", "1025Ki", "512Mi", "1e-3", "100M", ".5Gi"],
 )  # fmt: skip
 def test_quantities_are_written_as_go_writes_them(text: str) -> None:
     assert canonical_quantity(text) == canonical(text)

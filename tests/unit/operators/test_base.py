@@ -10,6 +10,7 @@ import pytest
 from airflow.sdk.definitions.retry_policy import RetryAction
 from airflow.sdk.exceptions import AirflowSkipException
 
+from nim_rollouts.clients import claims
 from nim_rollouts.core.errors import (
     ClusterUnavailable,
     NeedsHumanError,
@@ -129,3 +130,20 @@ def test_the_second_try_has_a_record_of_its_own(world: Any, monkeypatch: pytest.
 def test_an_event_carries_no_more_than_the_database_should_load() -> None:
     told = extra({"small": 1, "large": ["x" * 100] * 1000}, stage="probe")
     assert told == {"stage": "probe", "facts": {"small": 1}, "shortened": True}
+
+
+def test_a_cleared_stage_that_writes_holds_the_claim_and_one_that_reads_does_not(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.accepted()
+    session = world.session()
+    (claim,) = [one for one in session.claims() if "_environment" not in one.scope]
+    claims.release(session.store, claim)
+    probe = Probe(task_id="probe")
+    world.prepared(probe, monkeypatch)
+    monkeypatch.setattr(Probe, "reads_only", True)
+    probe.execute(world.context("probe"))
+    assert claims.held_by(session.store, claim.scope) is None
+    monkeypatch.setattr(Probe, "reads_only", False)
+    probe.execute(world.context("probe", 2))
+    assert claims.held_by(session.store, claim.scope) == claim.holder

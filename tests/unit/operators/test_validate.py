@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import TaskDeferred
 
 from nim_rollouts.clients import claims
 from nim_rollouts.core.errors import (
@@ -149,6 +150,32 @@ def test_a_held_claim_is_refused_and_what_was_taken_is_given_back(world: World, 
         fine.execute(world.context("validate"))
     assert claims.held_by(store, claims.environment_scope(ENVIRONMENT)) is None
     assert claims.held_by(store, claims.deployment_scope(ENVIRONMENT, DEPLOYMENT)) == other
+
+
+def test_a_refused_run_moves_no_generation(world: World, fine: ValidateOperator) -> None:
+    """The running one could not clear its infrastructure tasks any more."""
+    world.accepted(run_id="manual__other")
+    session = world.session(run_id="manual__other")
+    environment_claim, _ = session.claims()
+    claims.release(session.store, environment_claim)
+    with pytest.raises(ClaimHeld):
+        fine.execute(world.context("validate"))
+    claims.check(session.store, environment_claim)
+
+
+def test_by_policy_a_run_waits_for_the_claim(
+    world: World, fine: ValidateOperator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.accepted(run_id="manual__other")
+    file = world.include.path("environments/test.yaml")
+    file.write_text(file.read_text() + "policies: {claim: wait}\n")
+    with pytest.raises(TaskDeferred) as waiting:
+        fine.execute(world.context("validate"))
+    assert waiting.value.method_name == "look_again"
+    assert world.session().ledger.read("validate", "error") is None
+    monkeypatch.setattr("nim_rollouts.hooks.runs.is_ended", lambda holder: True)
+    assert fine.look_again(world.context("validate")) == ["nim-operator"]
+    assert world.session().request.generation == 2
 
 
 def test_an_older_run_is_refused(world: World, fine: ValidateOperator) -> None:

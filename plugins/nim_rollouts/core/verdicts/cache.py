@@ -133,7 +133,8 @@ def _said(cache: Object, pod: Object | None) -> str:
     phase = status(pod).get("phase") if pod else None
     if pod is not None and phase in ("Failed", "Succeeded") and not is_deleting(pod):
         # Seen in the operator's source: it waits for Running, whatever the pod has become.
-        return f"; its pod {name_of(pod)} has ended ({phase}), which the operator does not notice: look at its log, delete it"
+        ended = f"its pod {name_of(pod)} has ended ({phase})"
+        return f"; {ended}, which the operator does not notice: look at its log and delete it"
     error = condition(cache, "NIM_CACHE_RECONCILE_FAILED")
     if error.get("status") == "True" and error.get("message"):
         return f"; the operator says: {' '.join(str(error['message']).split())[:300]}"
