@@ -136,6 +136,17 @@ class Environment(Strict):
         return self
 
 
+def _variables_agree(environment: Environment) -> list[tuple[str, str, str]]:
+    """(variable, what it says, what the file says elsewhere), where the two differ."""
+    elsewhere = {
+        "environment": environment.name,
+        "region": environment.region,
+        "cluster_name": environment.cluster.name,
+    }
+    given = environment.terraform.variables
+    return [(key, str(given[key]), value) for key, value in elsewhere.items() if given.get(key, value) != value]
+
+
 def load_environment(name: str, text: str, source: str) -> Environment:
     """The environment in `text`.
 
@@ -149,5 +160,12 @@ def load_environment(name: str, text: str, source: str) -> Environment:
         raise SpecError(
             f'{document.at(("name",))}: the name "{environment.name}" is not that of the file ("{name}")',
             hint="Make the two equal",
+        )
+    # terraform would make one cluster and the tasks look for another; a teardown would look for the wrong tag.
+    for key, said, wanted in _variables_agree(environment):
+        raise SpecError(
+            f'{document.at(("terraform", "variables", key))}: `terraform.variables.{key}` is "{said}", '
+            f'elsewhere the file says "{wanted}"',
+            hint="Make the two equal, or leave the variable out: it is filled in",
         )
     return environment

@@ -80,6 +80,25 @@ def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
+def _label_key(text: str) -> str:
+    prefix, slash, name = text.rpartition("/")
+    if slash:
+        _dns_1123_subdomain(prefix)
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", name):
+        raise ValueError(
+            f'"{text}" is not a label\'s key that Kubernetes accepts, such as "accelerator" or "a.com/key"'
+        )
+    return text
+
+
+def _label_value(text: str) -> str:
+    if text and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", text):
+        raise ValueError(
+            f'"{text}" is not a value that Kubernetes accepts for a label: use up to 63 letters, digits, "-", "_", "."'
+        )
+    return text
+
+
 def _env_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
         raise ValueError(f'"{text}" is not a name for an environment variable')
@@ -93,4 +112,6 @@ ObjectName = Annotated[str, AfterValidator(_dns_1123_subdomain)]
 Repository = Annotated[str, AfterValidator(_repository)]
 Tag = Annotated[str, AfterValidator(_tag)]
 Quantity = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_quantity)]
+LabelKey = Annotated[str, AfterValidator(_label_key)]
+LabelValue = Annotated[str, AfterValidator(_label_value)]
 EnvName = Annotated[str, AfterValidator(_env_name)]

@@ -71,11 +71,18 @@ _TYPES = [
 INSTANCES: Mapping[str, Instance] = {one.name: one for one in _TYPES}
 
 
-def fits(resources: Mapping[str, str], instance_types: Iterable[str], gpu_products: Iterable[str] = ()) -> list[str]:
+def fits(
+    resources: Mapping[str, str],
+    instance_types: Iterable[str],
+    gpu_products: Iterable[str] = (),
+    *,
+    where: str = "service.resources",
+) -> list[str]:
     """The types among `instance_types` that can hold one pod with these requests.
 
     :param resources: what the scheduler reserves, resource name -> quantity
     :param gpu_products: when given, the node's GPU must be one of these (the model profile's)
+    :param where: the deployment's key that asks for them, for the message
     :raises GpuFit: none can; names the closest one and what it lacks, and types we know that could
     """
     wanted = {name: parse_quantity(value) for name, value in resources.items()}
@@ -92,11 +99,11 @@ def fits(resources: Mapping[str, str], instance_types: Iterable[str], gpu_produc
         lines.append(f"unknown: {', '.join(unknown)}")
     could = [name for name, one in INSTANCES.items() if not _lacks(one, wanted, products)]
     raise GpuFit(
-        f"no allowed instance type can hold {asked}: {'. '.join(lines) or 'none is allowed'}",
+        f"no allowed instance type can hold {where} ({asked}): {'. '.join(lines) or 'none is allowed'}",
         hint=(
-            f"Lower service.resources, or allow one of {', '.join(could[:4])} in the environment's instance_types"
+            f"Lower {where}, or allow one of {', '.join(could[:4])} in the environment's instance_types"
             if could
-            else "Lower service.resources: no known instance type is large enough"
+            else f"Lower {where}: no known instance type is large enough"
         ),
     )
 

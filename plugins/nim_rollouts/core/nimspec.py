@@ -41,7 +41,7 @@ def cache_spec(deployment: Deployment) -> dict[str, Any]:
         },
         "nodeSelector": dict(cache.node_selector),
         "tolerations": _tolerations(cache.tolerations),
-        "resources": _quantities(cache.resources),
+        "resources": _quantities(cache.asked),
         "env": _env(cache.env),
     }
     return _without_empty(spec)

@@ -16,7 +16,9 @@ from nim_rollouts.core.errors import SpecError
 from nim_rollouts.core.fields import (
     DeploymentName,
     EnvName,
+    LabelKey,
     LabelName,
+    LabelValue,
     ObjectName,
     Quantity,
     Repository,
@@ -32,6 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 GPU = "nvidia.com/gpu"
+START_BUDGET_S = 1230
 
 
 class Image(Strict):
@@ -59,9 +62,9 @@ class Image(Strict):
 class Toleration(Strict):
     """A Kubernetes toleration, in the field names of Kubernetes."""
 
-    key: str | None = None
+    key: LabelKey | None = None
     operator: Literal["Exists", "Equal"] = "Equal"
-    value: str | None = None
+    value: LabelValue | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     toleration_seconds: int | None = Field(default=None, alias="tolerationSeconds")
 
@@ -123,10 +126,15 @@ class Cache(Strict):
     size: Quantity
     storage_class: ObjectName
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce", "ReadOnlyMany", "ReadWriteOncePod"] = "ReadWriteMany"
-    node_selector: dict[str, str] = Field(default_factory=dict)
+    node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     tolerations: list[Toleration] = Field(default_factory=list)
     resources: dict[Literal["cpu", "memory"], Quantity] = Field(default_factory=dict)
     env: dict[EnvName, str] = Field(default_factory=dict)
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """`resources`; the operator makes them both request and limit."""
+        return {name: value for name, value in self.resources.items()}
 
 
 class Start(Strict):
@@ -135,7 +143,7 @@ class Start(Strict):
 
     first_look_s: int = Field(default=5, ge=0)
     look_every_s: int = Field(default=5, ge=1)
-    budget_s: int = Field(default=1230, ge=10)
+    budget_s: int = Field(default=START_BUDGET_S, ge=10)
 
     @property
     def looks(self) -> int:
@@ -149,7 +157,7 @@ class Service(Strict):
     port: int = Field(default=8000, ge=1, le=65535)
     replicas: int = Field(default=1, ge=1)
     resources: Resources
-    node_selector: dict[str, str] = Field(default_factory=dict)
+    node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     tolerations: list[Toleration] = Field(default_factory=list)
     env: dict[EnvName, str] = Field(default_factory=dict)
     runtime_class: ObjectName | None = None
@@ -173,13 +181,18 @@ class Benchmark(Strict):
     streaming: bool = True
     deadline_s: int = Field(default=900, ge=30)
     resources: Resources = Resources(requests={"cpu": "1", "memory": "1Gi"}, limits={"memory": "4Gi"})
-    node_selector: dict[str, str] = Field(default_factory=dict)
+    node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     tolerations: list[Toleration] = Field(default_factory=list)
+
+    @property
+    def image_parts(self) -> Image:
+        """`image`, taken apart."""
+        repository, _, tag = self.image.rpartition(":")
+        return Image(repository=repository, tag=tag)
 
     @model_validator(mode="after")
     def _sound(self) -> Benchmark:
-        repository, _, tag = self.image.rpartition(":")
-        Image(repository=repository, tag=tag)
+        _ = self.image_parts
         if self.concurrency > self.requests:
             raise ValueError(f"concurrency ({self.concurrency}) is larger than requests ({self.requests})")
         if GPU in self.resources.effective:

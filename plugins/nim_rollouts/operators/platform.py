@@ -88,11 +88,23 @@ class ApplyPlatformOperator(StageOperator):
                 "terraform has no output efs_file_system_id",
                 hint="The storage class needs it: correct the root module and clear terraform_plan and what follows",
             )
-        objects = [
-            manifests.storage_class(session.include.templates(), session.environment, file_system),
-            manifests.namespace(session.manifest_context()),
-        ]
+        objects = [manifests.storage_class(session.include.templates(), session.environment, file_system)]
+        namespace = manifests.namespace(session.manifest_context())
+        if self._is_ours(stage, namespace):
+            objects.append(namespace)
         return {"file_system": file_system, "applied": [apply_and_say(stage, obj) for obj in objects]}
+
+    @staticmethod
+    def _is_ours(stage: Stage, namespace: dict[str, Any]) -> bool:
+        """False for a namespace that somebody else made: our labels on it would let a teardown delete it."""
+        from nim_rollouts.core.manifests import MANAGED_BY, MANAGER
+
+        name = namespace["metadata"]["name"]
+        live = stage.session.cluster.get("v1", "Namespace", None, name)
+        if live is None or (live["metadata"].get("labels") or {}).get(MANAGED_BY) == MANAGER:
+            return True
+        stage.log.info("Namespace/%s was there before us: used as it is, and left by a teardown", name)
+        return False
 
 
 class VerifyPlatformOperator(StageOperator):

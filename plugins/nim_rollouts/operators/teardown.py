@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nim_rollouts.core.errors import SpecError
 from nim_rollouts.operators.base import Facts, Stage, StageOperator
 from nim_rollouts.operators.decide import FAILED, ConcludeOperator, why
-from nim_rollouts.operators.validate import ClaimingOperator, Problems
+from nim_rollouts.operators.validate import ClaimingOperator, Problems, check_tools
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.cluster import Cluster, Object
@@ -75,6 +75,9 @@ class ValidateTeardownOperator(ClaimingOperator):
         if self.scope == PLATFORM and self.deployment:
             problems.add(SpecError("scope platform takes every deployment down, yet one is named",
                                    hint="Leave deployment empty, or choose the scope deployment"))  # fmt: skip
+        if self.scope == PLATFORM:
+            # Better missed now than when half of it is gone.
+            check_tools(stage.session, problems)
         problems.refuse(stage.log)
 
     @staticmethod

@@ -140,8 +140,11 @@ class ValidateOperator(ClaimingOperator):
         fitting: list[str] = []
         if deployment is not None:
             fitting = problems.of(lambda: _gpu_fit(session, deployment)) or []
+            problems.of(lambda: _cache_fit(session, deployment))
         image = problems.of(lambda: _ngc(session, deployment)) or {}
-        tools = _tools(session, problems)
+        if deployment is not None and image and not request.skip_benchmark:
+            image |= problems.of(lambda: _benchmark_image(session, deployment)) or {}
+        tools = check_tools(session, problems)
         problems.refuse(stage.log)
         assert deployment is not None
 
@@ -256,6 +259,34 @@ def _gpu_fit(session: Session, deployment: Deployment) -> list[str]:
     return fits(deployment.service.resources.effective, session.environment.instance_types, deployment.profile.gpus)
 
 
+def _cache_fit(session: Session, deployment: Deployment) -> None:
+    """The download runs on the same kind of node."""
+    from nim_rollouts.core.instances import fits
+
+    if deployment.cache.resources:
+        fits(deployment.cache.asked, session.environment.instance_types, where="cache.resources")
+
+
+def _benchmark_image(session: Session, deployment: Deployment) -> dict[str, Any]:
+    """The benchmark's image is there too: without it the whole rollout would be paid for and not be judged. Of another
+    registry nothing is known here."""
+    from nim_rollouts.clients.ngc import from_connection
+    from nim_rollouts.core.errors import NgcImageNotFound
+
+    image = deployment.benchmark.image_parts
+    if image.registry != deployment.image.registry:
+        return {}
+    try:
+        found = from_connection(session.environment.ngc_conn_id).manifest(image.path, image.tag)
+    except NgcImageNotFound as error:
+        raise NgcImageNotFound(
+            error.message,
+            hint="benchmark.image of the deployment must name an image with aiperf that you have put there, "
+            "or skip the benchmark",
+        ) from None
+    return {"benchmark_image_digest": found.digest}
+
+
 def _ngc(session: Session, deployment: Deployment | None) -> dict[str, Any]:
     """The key is one, NGC takes it, and it may pull the exact tag."""
     from nim_rollouts.clients.ngc import from_connection
@@ -266,7 +297,7 @@ def _ngc(session: Session, deployment: Deployment | None) -> dict[str, Any]:
     return {"image_digest": ngc.manifest(deployment.image.path, deployment.image.tag).digest}
 
 
-def _tools(session: Session, problems: Problems) -> dict[str, Any]:
+def check_tools(session: Session, problems: Problems) -> dict[str, Any]:
     """terraform and Helm are on this worker, and the files that they will be given exist."""
     from nim_rollouts.clients.helm import find_binary
     from nim_rollouts.clients.terraform import Terraform

@@ -52,6 +52,7 @@ def _cache(session: Session) -> Plan:
 
 
 def _service(session: Session) -> Plan:
+    from nim_rollouts.core.spec import START_BUDGET_S
     from nim_rollouts.core.verdicts import Subject
 
     budgets, deployment = session.environment.budgets, session.deployment
@@ -62,7 +63,10 @@ def _service(session: Session) -> Plan:
         image=deployment.image.reference,
         replicas=deployment.service.replicas,
     )
-    return Plan((subject,), budgets.node_launch_s + budgets.image_pull_s + budgets.service_s, "service")
+    # A deployment that asks for a longer start than usual is waited for as long.
+    asked = deployment.service.start.budget_s
+    start = max(budgets.service_s, asked) if asked > START_BUDGET_S else budgets.service_s
+    return Plan((subject,), budgets.node_launch_s + budgets.image_pull_s + start, "service")
 
 
 def _benchmark(session: Session) -> Plan:
@@ -70,7 +74,8 @@ def _benchmark(session: Session) -> Plan:
 
     budgets = session.environment.budgets
     subject = Subject("Job", session.names.benchmark_job, session.names.namespace)
-    return Plan((subject,), budgets.node_launch_s + budgets.image_pull_s + budgets.benchmark_s, "benchmark")
+    run = max(budgets.benchmark_s, session.deployment.benchmark.deadline_s)
+    return Plan((subject,), budgets.node_launch_s + budgets.image_pull_s + run, "benchmark")
 
 
 def _gone_after(deleting_stage: str) -> Callable[[Session], Plan]:

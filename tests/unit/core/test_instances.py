@@ -62,3 +62,9 @@ def test_not_quantities(text: str) -> None:
 
 def test_every_type_has_a_gpu() -> None:
     assert all(one.gpus > 0 and one.gpu_product for one in INSTANCES.values())
+
+
+def test_the_message_names_the_key_that_asks_too_much() -> None:
+    with pytest.raises(GpuFit) as caught:
+        fits({"memory": "9000Gi"}, ["g5.12xlarge"], where="cache.resources")
+    assert "cache.resources" in str(caught.value) and "service.resources" not in str(caught.value)

@@ -133,3 +133,18 @@ def test_a_request_survives_json() -> None:
     once = request(spec=load(), generation=3)
     assert Request.model_validate_json(once.model_dump_json()) == once
     assert Request.model_validate(once.model_dump(mode="json")) == once
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{instanceType: g5-gpu-karpenter}", "{instanceType: 'g5 gpu'}"),
+        ("{instanceType: g5-gpu-karpenter}", "{'instance type': g5}"),
+        ("{instanceType: g5-gpu-karpenter}", "{_Bad.com/x: g5}"),
+        ("{key: nvidia.com/gpu, operator: Exists", "{key: nvidia.com/gpu/x, operator: Exists"),
+    ],
+)
+def test_labels_that_kubernetes_would_refuse(old: str, new: str) -> None:
+    assert old in TEXT
+    with pytest.raises(SpecError, match="Kubernetes accepts"):
+        load(TEXT.replace(old, new))

@@ -259,3 +259,12 @@ def test_an_answer_that_is_none_fails_the_smoke_test(status: int, body: str, rea
     with pytest.raises(SmokeTestFailed) as refused:
         check_completion(Response(status, {}, body.encode()))
     assert refused.value.reason == reason
+
+
+def test_a_namespace_of_somebody_else_is_used_and_not_marked_for_deletion(world: World) -> None:
+    world.accepted()
+    world.session().ledger.record("terraform_outputs", 1, "result", {"outputs": {"efs_file_system_id": "fs-1"}})
+    world.cluster.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "nim-service", "labels": {}}})
+    facts = ApplyPlatformOperator(task_id="apply_platform").run(world.stage("apply_platform"))
+    assert [one["kind"] for one in facts["applied"]] == ["StorageClass"]
+    assert world.cluster.get("v1", "Namespace", None, "nim-service")["metadata"]["labels"] == {}

@@ -27,6 +27,7 @@ def obj(kind: str, name: str, namespace: str | None = None, labels: Any = None, 
 def down(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     """A validated teardown of the whole platform, on a cluster with one deployment and a neighbour's objects."""
     monkeypatch.setattr("nim_rollouts.hooks.runs.is_ended", lambda holder: True)
+    monkeypatch.setattr("nim_rollouts.operators.teardown.check_tools", lambda session, problems: {})
     operator = teardown.ValidateTeardownOperator(task_id="validate")
     world.prepared(operator, monkeypatch)
     operator.deployment, operator.scope = "", "platform"

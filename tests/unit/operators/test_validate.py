@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
 from nim_rollouts.clients import claims
+from nim_rollouts.clients.ngc import Digest
 from nim_rollouts.core.errors import (
     ClaimHeld,
     GpuFit,
@@ -37,10 +39,15 @@ def fine(world: World, monkeypatch: pytest.MonkeyPatch) -> ValidateOperator:
     monkeypatch.setattr(
         "nim_rollouts.operators.validate._ngc", lambda session, deployment: {"image_digest": "sha256:1"}
     )
+    monkeypatch.setattr("nim_rollouts.operators.validate._benchmark_image", lambda session, deployment: {})
+    monkeypatch.setattr("nim_rollouts.hooks.runs.is_ended", lambda holder: False)
+    _tools_are_there(monkeypatch)
+    return operator
+
+
+def _tools_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nim_rollouts.clients.terraform.Terraform.binary", lambda self: "/bin/terraform")
     monkeypatch.setattr("nim_rollouts.clients.helm.find_binary", lambda: "/bin/helm")
-    monkeypatch.setattr("nim_rollouts.hooks.runs.is_ended", lambda holder: False)
-    return operator
 
 
 def claimed(world: World) -> list[str]:
@@ -97,6 +104,8 @@ def _refusing(error: NimRolloutsError) -> Any:
 @pytest.mark.parametrize(
     ("place", "error"),
     [
+        ("nim_rollouts.operators.validate._cache_fit", GpuFit("no instance type can hold cache.resources")),
+        ("nim_rollouts.operators.validate._benchmark_image", NgcImageNotFound("no such image")),
         ("nim_rollouts.operators.validate._ngc", NgcKeyError("the key does not begin with nvapi-")),
         ("nim_rollouts.operators.validate._ngc", NgcImageNotFound("no such tag")),
         ("nim_rollouts.operators.validate._gpu_fit", GpuFit("no instance type can hold it")),
@@ -200,7 +209,50 @@ def test_a_teardown_that_contradicts_itself_is_refused(
     assert claimed(world) == []
 
 
+def test_a_teardown_without_its_tools_is_refused_before_anything_is_deleted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _tools_are_there(monkeypatch)
+    monkeypatch.setattr("nim_rollouts.clients.helm.find_binary", _refusing(ToolMissing("helm is missing")))
+    operator = ValidateTeardownOperator(task_id="validate")
+    world.prepared(operator, monkeypatch)
+    operator.deployment, operator.scope = "", "platform"
+    with pytest.raises(ToolMissing):
+        operator.execute(world.context("validate"))
+    assert claimed(world) == []
+
+
+@pytest.mark.parametrize(
+    ("image", "skip", "asked"),
+    [("nvcr.io/nvidia/aiperf:1", False, 2), ("ghcr.io/me/aiperf:1", False, 1), ("nvcr.io/nvidia/aiperf:1", True, 1)],
+)
+def test_the_benchmarks_image_is_looked_up_where_it_can_be(
+    world: World, fine: ValidateOperator, monkeypatch: pytest.MonkeyPatch, image: str, skip: bool, asked: int
+) -> None:
+    monkeypatch.undo()
+    looked: list[str] = []
+
+    def manifest(repository: str, tag: str) -> Digest:
+        looked.append(f"{repository}:{tag}")
+        return Digest(repository, "sha256:1")
+
+    monkeypatch.setattr("nim_rollouts.clients.ngc.from_connection", lambda _: SimpleNamespace(manifest=manifest))
+    monkeypatch.setattr("nim_rollouts.clients.include.Include", lambda: world.include)
+    monkeypatch.setattr("nim_rollouts.hooks.runs.is_ended", lambda holder: False)
+    _tools_are_there(monkeypatch)
+    world.prepared(fine, monkeypatch)
+    file = world.include.root / "deployments"
+    text = (file / f"{DEPLOYMENT}.yaml").read_text()
+    file.unlink()
+    file.mkdir()
+    (file / f"{DEPLOYMENT}.yaml").write_text(text.replace("nvcr.io/nvidia/aiperf:0.13.0", image))
+    fine.skip_benchmark = str(skip)
+    fine.execute(world.context("validate"))
+    assert len(looked) == asked
+
+
 def test_a_teardown_of_the_platform_claims_all_of_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    _tools_are_there(monkeypatch)
     monkeypatch.setattr("nim_rollouts.hooks.runs.is_ended", lambda holder: False)
     store = world.session().store
     gone = claims.Holder("nim_deploy", "manual__0")
