@@ -534,6 +534,6 @@ def test_access_through_eks(aws: Callable[[str], Any], include: Include, r: Rehe
 def _when_active(environment: Environment) -> ClusterAccess | None:
     try:
         return cluster_access(environment)
-    except ClusterMissing as missing:
-        assert missing.reason == "cluster-not-active", missing
+    except ClusterUnavailable as early:
+        assert early.reason == "cluster-not-active", early
         return None

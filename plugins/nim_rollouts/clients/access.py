@@ -73,7 +73,7 @@ class ClusterAccess:
 def cluster_access(environment: Environment) -> ClusterAccess:
     """Access to the environment's EKS cluster with its AWS connection. Blocking; from a trigger call it in a thread.
 
-    :raises ClusterMissing: no such cluster, or it is not active
+    :raises ClusterMissing: no such cluster, or it is being deleted or has failed
     :raises AccessDenied: AWS refuses the credentials
     :raises ClusterUnavailable: AWS does not answer
     """
@@ -120,6 +120,10 @@ def describe(eks: Any, name: str, region: str) -> dict[str, Any]:
         if status in (401, 403):
             raise AccessDenied(f"AWS refuses DescribeCluster of {name}: {code}") from error
         raise ClusterUnavailable(f"DescribeCluster of {name}: {code}") from error
-    if cluster.get("status") not in ("ACTIVE", "UPDATING"):
-        raise ClusterMissing(f"EKS cluster {name} is {cluster.get('status')}, not ACTIVE", reason="cluster-not-active")
+    state = cluster.get("status")
+    if state in ("CREATING", "PENDING"):
+        # It is there, or will be: a teardown must not take that for nothing.
+        raise ClusterUnavailable(f"EKS cluster {name} is {state}", reason="cluster-not-active", retry_after_s=60)
+    if state not in ("ACTIVE", "UPDATING"):
+        raise ClusterMissing(f"EKS cluster {name} is {state}, and serves nobody", reason="cluster-not-active")
     return cluster

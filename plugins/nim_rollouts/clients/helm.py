@@ -252,8 +252,10 @@ class Helm:
 
 
 def _inherited() -> dict[str, str]:
-    """Our environment without what would send Helm elsewhere."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("HELM_", "KUBE"))}
+    """Our environment without what would send Helm elsewhere, and without what is none of its business: Airflow's
+    connections (the NGC key may be one), its keys, AWS credentials."""
+    kept_back = ("HELM_", "KUBE", "AIRFLOW", "_AIRFLOW", "AWS_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(kept_back)}
 
 
 def _digest(parts: Any) -> str:

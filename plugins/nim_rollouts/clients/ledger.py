@@ -23,9 +23,6 @@ from nim_rollouts.core.spec import Request
 FORMAT = "nim-rollouts/ledger/v1"
 REQUEST_STAGE, REQUEST_KIND = "validate", "request"
 
-# What base64 makes of "nvapi-" at each of the three alignments, without the characters that neighbours decide.
-_ENCODED = ("bnZhcGkt", "52YXBpL", "udmFwaS")
-
 
 @dataclass(frozen=True)
 class Record:
@@ -129,7 +126,7 @@ def refuse_secrets(text: str, where: str) -> None:
 
     :raises SecretLeak: naming the record, never the value
     """
-    if redact(text) != text or any(mark in text for mark in _ENCODED):
+    if redact(text) != text:
         raise SecretLeak(f"the record {where} would hold what looks like a credential")
 
 

@@ -7,13 +7,17 @@ from typing import ClassVar
 
 # NGC personal and service keys: the prefix is documented by NGC, the rest is base64url-like text.
 _NGC_KEY = re.compile(r"nvapi-[A-Za-z0-9_\-]{4,}")
+# The same in base64, as it stands in a Kubernetes Secret: what "nvapi-" becomes at each of the three alignments,
+# without the characters that neighbours decide.
+_NGC_KEY_ENCODED = re.compile(r"(?:bnZhcGkt|52YXBpL|udmFwaS)[A-Za-z0-9+/]*={0,2}")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=\-]{20,}")
 _EKS_TOKEN = re.compile(r"k8s-aws-v1\.[A-Za-z0-9_\-]+")
 
 
 def redact(text: str) -> str:
-    """Replace anything that looks like an NGC key, an EKS token or an Authorization value."""
+    """Replace anything that looks like an NGC key (also in base64), an EKS token or an Authorization value."""
     text = _NGC_KEY.sub("nvapi-***", text)
+    text = _NGC_KEY_ENCODED.sub("***", text)
     text = _EKS_TOKEN.sub("k8s-aws-v1.***", text)
     return _BEARER.sub(lambda match: f"{match.group(1)} ***", text)
 

@@ -31,7 +31,7 @@ def leftovers(environment: Environment) -> list[str]:
 
 
 def _places(environment: Environment) -> dict[str, Callable[[], Iterable[str]]]:
-    ec2, eks, efs, iam = (_client(environment, service) for service in ("ec2", "eks", "efs", "iam"))
+    ec2, eks, efs, iam, logs = (_client(environment, service) for service in ("ec2", "eks", "efs", "iam", "logs"))
     ours = [{"Name": f"tag:{TAG}", "Values": [environment.name]}]
 
     def of_ec2(call: str, items: str, key: str) -> Callable[[], Iterable[str]]:
@@ -50,6 +50,8 @@ def _places(environment: Environment) -> dict[str, Callable[[], Iterable[str]]]:
         "elastic address": lambda: [one["AllocationId"] for one in ec2.describe_addresses(Filters=ours)["Addresses"]],
         "instance": lambda: _instances(ec2, ours),
         "IAM role": lambda: _roles(iam, environment),
+        # The dying control plane may write once more and so make it again, unknown to terraform: the next apply fails.
+        "log group": lambda: _log_groups(logs, f"/aws/eks/{environment.cluster.name}/cluster"),
     }
 
 
@@ -85,6 +87,11 @@ def _instances(ec2: Any, ours: list[dict[str, Any]]) -> list[str]:
     pages = ec2.get_paginator("describe_instances").paginate(Filters=ours)
     instances = [one for page in pages for group in page["Reservations"] for one in group["Instances"]]
     return [one["InstanceId"] for one in instances if one["State"]["Name"] != "terminated"]
+
+
+def _log_groups(logs: Any, name: str) -> list[str]:
+    pages = logs.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=name)
+    return [one["logGroupName"] for page in pages for one in page["logGroups"] if one["logGroupName"] == name]
 
 
 def _roles(iam: Any, environment: Environment) -> list[str]:

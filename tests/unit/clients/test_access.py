@@ -56,7 +56,8 @@ def refused(code: str, status: int) -> ClientError:
         (refused("ServerException", 500), ClusterUnavailable, "cluster-unavailable"),
         (NoCredentialsError(), AccessDenied, "access-denied"),
         (EndpointConnectionError(endpoint_url="x"), ClusterUnavailable, "cluster-unavailable"),
-        ({"status": "CREATING"}, ClusterMissing, "cluster-not-active"),
+        ({"status": "DELETING"}, ClusterMissing, "cluster-not-active"),
+        ({"status": "CREATING"}, ClusterUnavailable, "cluster-not-active"),
     ],
 )
 def test_refusals(answer: Any, error: type[NimRolloutsError], reason: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nim_rollouts.clients.access import ClusterAccess
-from nim_rollouts.clients.helm import CHART_LABEL, Helm, find_binary
+from nim_rollouts.clients.helm import CHART_LABEL, Helm, _inherited, find_binary
 from nim_rollouts.clients.include import Include
 from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, NimRolloutsError, ToolMissing
 from nim_rollouts.core.spec import Addon
@@ -141,3 +141,12 @@ def test_missing_parts(include: Include, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("HELM", str(program))
     assert find_binary() == str(program)
     assert os.stat(program).st_mode & stat.S_IXUSR
+
+
+def test_helm_does_not_see_airflows_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AIRFLOW_CONN_NGC_DEFAULT", "AIRFLOW__CORE__FERNET_KEY", "AWS_SECRET_ACCESS_KEY", "KUBECONFIG"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
+    inherited = _inherited()
+    assert "secret" not in inherited.values()
+    assert inherited["HTTPS_PROXY"] == "http://proxy" and "PATH" in inherited

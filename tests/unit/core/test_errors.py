@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import pickle
 
 import pytest
@@ -49,6 +50,13 @@ def test_one_line_says_layer_reason_message_and_hint() -> None:
     error = ClaimHeld("the claim\nis held", hint="Wait")
     assert one_line(error) == "layer=claim reason=claim-held: the claim is held. Wait"
     assert one_line(ValueError("a")) == "layer=unknown reason=ValueError: a"
+
+
+def test_an_encoded_key_is_cut_out_too_and_soon() -> None:
+    for lead in ("", "a", "ab"):
+        encoded = base64.b64encode(f"{lead}{KEY}".encode()).decode()
+        assert "canary" not in (shown := redact(f'illegal value "{encoded}" in Secret')) and encoded[10:] not in shown
+    assert redact("A" * 200_000) == "A" * 200_000
 
 
 @pytest.mark.parametrize(
