@@ -32,6 +32,7 @@ from nim_rollouts.core.errors import (
     ApplyConflict,
     ApplyRejected,
     ClusterMissing,
+    ClusterUnavailable,
     HelmUnavailable,
     NimRolloutsError,
     PortForwardFailed,

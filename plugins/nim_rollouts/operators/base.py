@@ -15,7 +15,7 @@ from airflow.sdk import BaseOperator
 
 from nim_rollouts.core.errors import Superseded, as_facts, one_line
 from nim_rollouts.lineage.assets import extra, stage_asset
-from nim_rollouts.operators.retry import ErrorClassRetryPolicy, say_why
+from nim_rollouts.operators.retry import FIRST_DELAY_S, RETRIES, ErrorClassRetryPolicy, say_why
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.claims import Claim
@@ -27,8 +27,8 @@ RESULT, ERROR, INTENT = "result", "error", "intent"
 
 #: For the DAGs' default_args too: of a mapped task Airflow reads these from there, not from the operator.
 DEFAULT_ARGS: dict[str, Any] = {
-    "retries": 2,
-    "retry_delay": timedelta(seconds=5),
+    "retries": RETRIES,
+    "retry_delay": timedelta(seconds=FIRST_DELAY_S),
     "retry_policy": ErrorClassRetryPolicy(),
     "on_failure_callback": say_why,
     "on_retry_callback": say_why,

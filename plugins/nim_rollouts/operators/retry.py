@@ -15,6 +15,11 @@ log = logging.getLogger(__name__)
 
 # A server's wish to be left alone is honoured, up to this.
 LONGEST_WAIT_S = 900.0
+# Of every task. Hours of download are not lost to an API server or a registry that is away for a minute or two:
+# 5, 15, 45 and 135 seconds.
+RETRIES = 4
+FIRST_DELAY_S = 5.0
+_GROWTH = 3
 
 
 class ErrorClassRetryPolicy(ExceptionRetryPolicy):
@@ -35,7 +40,13 @@ class ErrorClassRetryPolicy(ExceptionRetryPolicy):
         """The rule's decision. `retry_delay` None means the task's own delay."""
         decision = super().evaluate(exception, try_number, max_tries, context)
         wanted = getattr(exception, "retry_after_s", None)
-        delay = timedelta(seconds=min(float(wanted), LONGEST_WAIT_S)) if wanted else decision.retry_delay
+        delay = decision.retry_delay
+        if wanted:
+            delay = timedelta(seconds=min(float(wanted), LONGEST_WAIT_S))
+        elif isinstance(exception, TransientError):
+            # Counted from the end: a clear adds tries to both numbers.
+            failed_before = max(0, RETRIES - (max_tries - try_number + 1))
+            delay = timedelta(seconds=FIRST_DELAY_S * _GROWTH**failed_before)
         # Airflow keeps the reason in a column of 500 characters.
         return RetryDecision(action=decision.action, retry_delay=delay, reason=one_line(exception)[:500])
 

@@ -21,7 +21,7 @@ from nim_rollouts.core.errors import (
 )
 from nim_rollouts.lineage.assets import extra
 from nim_rollouts.operators.base import Facts, Stage, StageOperator
-from nim_rollouts.operators.retry import ErrorClassRetryPolicy, say_why
+from nim_rollouts.operators.retry import RETRIES, ErrorClassRetryPolicy, say_why
 
 
 class Probe(StageOperator):
@@ -39,17 +39,26 @@ class Probe(StageOperator):
         (NgcKeyError("bad key"), RetryAction.FAIL, None),
         (TerraformFailed("no"), RetryAction.FAIL, None),
         (NeedsHumanError("quota"), RetryAction.FAIL, None),
-        (ClusterUnavailable("away"), RetryAction.RETRY, None),
+        (ClusterUnavailable("away"), RetryAction.RETRY, 5),
         (NgcUnavailable("slow down", retry_after_s=42), RetryAction.RETRY, 42),
         (NgcUnavailable("slow down", retry_after_s=86_400), RetryAction.RETRY, 900),
         (KeyError("a defect"), RetryAction.DEFAULT, None),
     ],
 )
 def test_the_class_of_the_error_decides(error: Exception, action: RetryAction, delay_s: float | None) -> None:
-    decision = ErrorClassRetryPolicy().evaluate(error, 1, 3)
+    decision = ErrorClassRetryPolicy().evaluate(error, 1, RETRIES)
     assert decision.action is action
     assert decision.retry_delay == (timedelta(seconds=delay_s) if delay_s else None)
     assert decision.reason and decision.reason.startswith("layer=")
+
+
+def test_patience_grows_and_begins_anew_with_a_clear() -> None:
+    def delays(first: int, last: int) -> list[float]:
+        error, policy = ClusterUnavailable("away"), ErrorClassRetryPolicy()
+        found = [policy.evaluate(error, number, last).retry_delay for number in range(first, last + 1)]
+        return [delay.total_seconds() for delay in found if delay]
+
+    assert delays(1, RETRIES) == delays(8, 7 + RETRIES) == [5, 15, 45, 135]
 
 
 def test_the_policy_survives_serialization() -> None:
