@@ -20,6 +20,9 @@ def _slugs() -> set[str]:
     finer = set()
     for path in (ROOT / "plugins" / "nim_rollouts").rglob("*.py"):
         finer |= set(re.findall(r"\breason=\"([a-z]+(?:-[a-z]+)*)\"", path.read_text()))
+    for path in (ROOT / "plugins" / "nim_rollouts" / "core" / "verdicts").glob("*.py"):
+        # A verdict's reason is its slug: what a failed wait is known by.
+        finer |= set(re.findall(r"\"([a-z]+(?:-[a-z]+)+)\"", path.read_text()))
     return classes | finer
 
 
