@@ -3,14 +3,16 @@ FROM apache/airflow:3.3.2-python3.11
 
 # Both are single programs of their vendors' releases; the checksums are part of the pin, so fill in both together:
 #   docker build --build-arg TERRAFORM_SHA256=... --build-arg HELM_SHA256=... .
-ARG TARGETARCH=amd64
 ARG TERRAFORM_VERSION=1.11.4
 ARG TERRAFORM_SHA256=
 ARG HELM_VERSION=4.3.1
 ARG HELM_SHA256=
+# Set by BuildKit; a default here would win over it and put amd64 tools into an arm64 image.
+ARG TARGETARCH
 
 USER root
 RUN set -eu; \
+    TARGETARCH="${TARGETARCH:-$(dpkg --print-architecture)}"; \
     apt-get update; apt-get install --yes --no-install-recommends unzip; rm -rf /var/lib/apt/lists/*; \
     check() { if [ -n "$1" ]; then echo "$1  $2" | sha256sum --check --strict; else echo "no checksum given for $2" >&2; fi; }; \
     cd /tmp; \

@@ -36,17 +36,20 @@ class ApplyServiceOperator(StageOperator):
 
         session = stage.session
         context, deployment = session.manifest_context(), session.deployment
-        standing = services_of(stage, deployment.name, deployment.namespace)
+        # In every namespace: a deployment that has moved leaves its GPUs in the old one.
+        standing = services_of(stage, deployment.name, None)
+        mine = [one for one in standing if one["metadata"]["namespace"] == session.names.namespace]
         stage.intend(
             {
                 "kind": "NIMService",
                 "name": session.names.service,
                 "namespace": session.names.namespace,
-                "standing": {one["metadata"]["name"]: one["metadata"]["uid"] for one in standing},
+                "standing": {one["metadata"]["name"]: one["metadata"]["uid"] for one in mine},
             }
         )
         self._settle_cache(stage)
-        replaced = self._make_room(stage, [one for one in standing if one["metadata"]["name"] != session.names.service])
+        wanted = [one for one in mine if one["metadata"]["name"] == session.names.service]
+        replaced = self._make_room(stage, [one for one in standing if one not in wanted])
         applied_at = now().isoformat()
         objects = [manifests.nim_service(context, deployment), manifests.stable_service(context, deployment)]
         applied = [apply_and_say(stage, obj) for obj in objects]

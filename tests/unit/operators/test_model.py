@@ -19,14 +19,14 @@ from tests.unit.operators.conftest import DEPLOYMENT, World
 MODEL = "meta/llama-3.1-8b-instruct"
 
 
-def old_service(world: World, name: str = f"{DEPLOYMENT}-00000000") -> dict[str, Any]:
+def old_service(world: World, name: str = f"{DEPLOYMENT}-00000000", namespace: str = "nim-service") -> dict[str, Any]:
     return world.cluster.put(
         {
             "apiVersion": "apps.nvidia.com/v1alpha1",
             "kind": "NIMService",
             "metadata": {
                 "name": name,
-                "namespace": "nim-service",
+                "namespace": namespace,
                 "labels": {DEPLOYMENT_LABEL: DEPLOYMENT, ENVIRONMENT_LABEL: "test"},
             },
             "spec": {"image": {"repository": "nvcr.io/nim/x", "tag": "1"}},
@@ -96,6 +96,19 @@ def test_replace_lets_the_old_service_go_before_the_new_one_comes(
     ]
     assert facts["image_from"] == ["nvcr.io/nim/x:1"]
     assert any("downtime" in line for line in caplog.messages)
+
+
+def test_a_deployment_that_moved_leaves_no_service_in_its_old_namespace(world: World) -> None:
+    """The name's hash does not cover the namespace: the old one may be its namesake."""
+    world.accepted()
+    stage = world.stage("apply_service")
+    service = stage.session.names.service
+    old_service(world, service, "elsewhere")
+    facts = ApplyServiceOperator(task_id="apply_service").run(stage)
+    assert world.cluster.get("", "NIMService", "elsewhere", service) is None
+    assert [one["name"] for one in facts["replaced"]] == [service]
+    first = stage.first_intent()
+    assert first is not None and first["standing"] == {}, "what it made is taken back if it fails"
 
 
 def test_a_standing_service_of_the_same_spec_is_left_alone(world: World) -> None:
