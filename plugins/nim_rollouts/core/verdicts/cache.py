@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from nim_rollouts.core.verdicts import claim as claims
 from nim_rollouts.core.verdicts import gone as gone_verdict
 from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, Verdict, failed, healthy, progressing, stuck
 from nim_rollouts.core.verdicts.objects import (
     claims_of,
     condition,
-    events_of,
     find,
     is_deleting,
     is_true,
@@ -23,7 +23,7 @@ from nim_rollouts.core.verdicts.objects import (
     ref,
     status,
 )
-from nim_rollouts.core.verdicts.pods import diagnose
+from nim_rollouts.core.verdicts.pods import diagnose, is_quota, refused
 
 KINDS = ("NIMCache", "Job", "Pod", "PersistentVolumeClaim", "Event")
 _NO_PROFILE = "no profiles are selected"
@@ -106,7 +106,7 @@ def _on_its_way(
     objects: Snapshot, cache: Object, claim: Object | None, job: Object | None, evidence: list[str]
 ) -> Verdict:
     name = name_of(cache)
-    unbound = _unbound(objects, claim)
+    unbound = claims.unbound(objects, claim) if claim is not None else None
     if job is None:
         pod = find(objects, "Pod", f"{name}-pod")
         trouble = diagnose(objects, [pod] if pod else [])
@@ -122,20 +122,18 @@ def _on_its_way(
             stage, message = "cache-downloading", "the model is being downloaded"
     if unbound is not None and (trouble is None or not trouble.final):
         return progressing("cache-preparing", "the volume claim is not bound yet", evidence, unbound)
+    if trouble is not None and trouble.reason == "volume-terminating" and claim is None:
+        # The scheduler's words are of a moment ago: the old claim has gone, the operator makes the new one next.
+        return progressing("volume-terminating", "the old claim has gone, the new one is made next", evidence)
     if trouble is None:
-        return progressing(stage, message, evidence)
+        return progressing(stage, message, evidence, refused(objects, [job] if job else []) or _not_reconciled(cache))
     return trouble.verdict(stage, message, evidence)
 
 
-def _unbound(objects: Snapshot, claim: Object | None) -> Blocker | None:
-    """A claim whose provisioning has failed at least once."""
-    if claim is None or status(claim).get("phase") == "Bound":
+def _not_reconciled(cache: Object) -> Blocker | None:
+    """The operator's own error. A blip of it on creation is normal; one that outlasts the deadline is why."""
+    if not is_true(cache, "NIM_CACHE_RECONCILE_FAILED"):
         return None
-    for event in events_of(objects, claim):
-        if event.get("reason") == "ProvisioningFailed":
-            return Blocker(
-                "volume-unbound",
-                f"claim {name_of(claim)} is not bound: {event.get('message')}",
-                [f"{ref(claim, 'PersistentVolumeClaim')} phase=Pending", "Event ProvisioningFailed"],
-            )
-    return None
+    message = " ".join(str(condition(cache, "NIM_CACHE_RECONCILE_FAILED").get("message") or "").split())
+    reason = "quota-exceeded" if is_quota(message) else "reconcile-failed"
+    return Blocker(reason, f"the operator cannot: {message}", [f"{ref(cache, 'NIMCache')} NIM_CACHE_RECONCILE_FAILED"])

@@ -8,14 +8,14 @@ does Ready count. NotReady and Failed are never final in themselves; the pods sa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from nim_rollouts.core.verdicts import gone as gone_verdict
 from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, Verdict, healthy, progressing
-from nim_rollouts.core.verdicts.objects import condition, find, images, is_deleting, owned_by, selected, status
-from nim_rollouts.core.verdicts.pods import diagnose
+from nim_rollouts.core.verdicts.objects import condition, find, images, is_deleting, owned, owned_by, selected, status
+from nim_rollouts.core.verdicts.pods import diagnose, is_quota, refused
 
 KINDS = ("NIMService", "NIMCache", "Deployment", "ReplicaSet", "Pod", "PersistentVolumeClaim", "Event")
 _CACHE_REASONS = {
@@ -50,6 +50,8 @@ def judge(objects: Snapshot, desired: Desired | Mapping[str, Any], now: datetime
     state = str(status(service).get("state") or "")
     evidence = [f"NIMService/{wanted.name} state={state or 'none'}", _deployment_evidence(deployment, wanted)]
     spec = service.get("spec") or {}
+    if deployment is not None and (spec.get("scale") or {}).get("enabled"):
+        wanted = replace(wanted, replicas=_scaled(spec, deployment))
     asked = f"{(spec.get('image') or {}).get('repository')}:{(spec.get('image') or {}).get('tag')}"
     if asked != wanted.image:
         message = f"the NIMService asks for {asked}, wanted is {wanted.image}"
@@ -61,7 +63,7 @@ def judge(objects: Snapshot, desired: Desired | Mapping[str, Any], now: datetime
     held = _by_cache(service, deployment, wanted, evidence)
     if held is not None:
         return held
-    return _rolling_out(objects, deployment, wanted, evidence)
+    return _rolling_out(objects, service, deployment, wanted, evidence)
 
 
 def _ready(deployment: Object | None, wanted: Desired, evidence: list[str]) -> Verdict:
@@ -97,7 +99,9 @@ def _by_cache(service: Object, deployment: Object | None, wanted: Desired, evide
     return None
 
 
-def _rolling_out(objects: Snapshot, deployment: Object | None, wanted: Desired, evidence: list[str]) -> Verdict:
+def _rolling_out(
+    objects: Snapshot, service: Object, deployment: Object | None, wanted: Desired, evidence: list[str]
+) -> Verdict:
     stage, message = "rollout-in-progress", _progress(deployment, wanted)
     pods = [pod for pod in selected(objects, "Pod", {"app": wanted.name}) if wanted.image in images(pod)]
     trouble = diagnose(objects, pods)
@@ -107,7 +111,27 @@ def _rolling_out(objects: Snapshot, deployment: Object | None, wanted: Desired, 
         return progressing(
             "model-endpoint-unavailable", "all pods are ready, /v1/models does not answer the operator yet", evidence
         )
-    return progressing(stage, message, evidence, _not_propagated(deployment, wanted, evidence))
+    makers = [deployment, *owned(objects, "ReplicaSet", deployment)] if deployment is not None else []
+    blocker = _not_propagated(deployment, wanted, evidence) or refused(objects, makers) or _not_reconciled(service)
+    return progressing(stage, message, evidence, blocker)
+
+
+def _not_reconciled(service: Object) -> Blocker | None:
+    """The operator's own error, which it repeats for ever; a blip of it on creation is normal."""
+    why = condition(service, "Failed")
+    if why.get("status") != "True" or why.get("reason") in _CACHE_REASONS or not why.get("message"):
+        return None
+    message = " ".join(str(why["message"]).split())
+    evidence = [f"NIMService/{service['metadata']['name']} Failed={why.get('reason')}"]
+    return Blocker(
+        "quota-exceeded" if is_quota(message) else "reconcile-failed", f"the operator cannot: {message}", evidence
+    )
+
+
+def _scaled(spec: Mapping[str, Any], deployment: Object) -> int:
+    """With an autoscaler the Deployment has the number, from the least that was asked for on."""
+    least = int(((spec.get("scale") or {}).get("hpa") or {}).get("minReplicas") or 1)
+    return max(_replicas(deployment), least)
 
 
 def is_complete(deployment: Object, wanted: Desired) -> bool:
