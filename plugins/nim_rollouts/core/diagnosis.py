@@ -8,7 +8,6 @@ who refuse decide (`core.clues`): a 402 is no 401, a full EC2 quota is no lack o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -20,6 +19,7 @@ from nim_rollouts.core.layers import OF_LAYER, Layer, remedy_of
 from nim_rollouts.core.spent import Part, spent_on
 from nim_rollouts.core.verdicts.model import Object, Snapshot, State, Verdict
 from nim_rollouts.core.verdicts.objects import events_of, find, is_deleting, name_of, owned, selected, status
+from nim_rollouts.core.verdicts.pods import registry_words
 
 _LINE = 200
 _UNSTARTED = ("rollout-in-progress", "stale-ready", "cache-preparing", "cache-downloading", "job-pending")
@@ -129,7 +129,7 @@ def _layer(
         said = [str(event.get("message") or "") for pod in pods for event in events_of(objects, pod)]
         return clues.of_nodes([*said, *nodes]) or layer
     if reason == "container-config":
-        return Layer.NGC_AUTH if re.search(r'secret "\S*" not found', verdict.message) else layer
+        return Layer.NGC_AUTH if verdict.message.endswith("not found") and "secret " in verdict.message else layer
     if reason == "reconcile-failed":
         return clues.of_pull(_refusal(verdict.message)) or layer
     if reason in ("crash-loop", "job-exhausted", "job-failed", "job-retrying"):
@@ -216,10 +216,8 @@ def log_source(objects: Snapshot, kind: str, name: str) -> LogSource | None:
 
 
 def _refusal(message: str) -> str:
-    """The registry's words alone: an image may be called anything."""
-    words = message.partition("cannot be pulled: ")[2] or message
-    words = re.sub(r"\"[^\"]*\"", " ", words)
-    return re.sub(r"https?://\S*?(?=:?(?:\s|$))", " ", words)
+    """The registry's words alone, of a verdict's message: an image may be called anything."""
+    return registry_words(message.partition("cannot be pulled: ")[2] or message)
 
 
 def _out_of_memory(pod: Object) -> bool:

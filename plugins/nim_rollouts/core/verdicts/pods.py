@@ -18,6 +18,10 @@ _REFUSED = (
     r"|authorization failed|authentication required|no basic auth credentials|invalid username/password"
 )
 _ABSENT = r"\b404\b|not found|manifest unknown|name unknown|InvalidImageName|parse image|invalid reference"
+_PREAMBLE = (
+    r"^(?:(?:Back-off pulling image|Failed to pull image|failed to pull and unpack image|failed to resolve reference)"
+    r" \"[^\"]*\": |(?:Error: )?ErrImagePull: |rpc error: code = \w+ desc = )+"
+)
 _PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ErrImageNeverPull", "InvalidImageName")
 # Restarts after which a container that does not stay up counts as failed. A container that runs out of memory is
 # failed at once: the same model on the same limits runs out again.
@@ -152,13 +156,13 @@ def _pull(objects: Snapshot, pod: Object, container: Mapping[str, Any], waiting:
     backed_off = waiting.get("reason") in ("ImagePullBackOff", "InvalidImageName") or any(
         event.get("reason") == "Pulling" and int(event.get("count") or 1) > 1 for event in events
     )
-    message = f"image {image} cannot be pulled: {_tail(text) or waiting.get('reason')}"
+    message = f"image {image} cannot be pulled: {_tail(_cause(text)) or waiting.get('reason')}"
     return _trouble(pod, reason, message, final=final and backed_off, shown=final, state=str(waiting.get("reason")))
 
 
 def _pull_reason(text: str) -> tuple[str, bool]:
     """Slug, and whether another try is pointless."""
-    text = _without_references(text)
+    text = registry_words(text)
     if re.search(r"\b429\b|toomanyrequests|too many requests|rate limit", text, re.IGNORECASE):
         return "image-pull-rate-limited", False
     if re.search(_REFUSED, text, re.IGNORECASE):
@@ -170,10 +174,15 @@ def _pull_reason(text: str) -> tuple[str, bool]:
     return "image-pull-failing", False
 
 
-def _without_references(text: str) -> str:
-    """Without what is quoted and without addresses: an image may be called 401 or 'denied', and often has a tag with
-    numbers; only the registry's own words count."""
-    text = re.sub(r"\\?\"[^\"]*\"", " ", text)
+def _cause(text: str) -> str:
+    """A pull error without what kubelet and containerd put before the cause, the image's name again and again."""
+    return re.sub(_PREAMBLE, "", " ".join(text.split()))
+
+
+def registry_words(text: str) -> str:
+    """Without what is quoted and without addresses: an image may be called 401 or denied, and have a tag of numbers;
+    only the registry's own words count."""
+    text = re.sub(r"\\?\"[^\"]*\"", " ", _cause(text))
     text = re.sub(r"https?://\S*?(?=:?(?:\s|$))", " ", text)
     return re.sub(r"\S+/\S+:\S+(?=: )", " ", text)
 
