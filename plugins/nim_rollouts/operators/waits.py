@@ -162,7 +162,8 @@ class WaitOperator(StageOperator):
         final = subject.is_final(verdict)
         if final or told.overdue:
             why = explain(stage, subject, verdict, snapshots[subject.namespace], self.parts(stage))
-            stage.log.error("%s", why.line)
+            for one in why.to_dict()["events"] + why.to_dict()["log"]:
+                stage.log.info("| %s", one)
             if final:
                 failure = WaitStuck if str(verdict.state) == "stuck" else WaitFailed
                 raise failure.explained(subject.ref, verdict, why)

@@ -309,3 +309,93 @@ def test_what_was_reached_needs_no_diagnosis_of_its_own_state() -> None:
     assert judge({}).state is State.GONE
     why = diagnose("NIMService", "s", judge({}), {}, NOW)
     assert (why.reason, str(why.layer)) == ("deleted", "operator")
+
+
+def test_a_job_that_was_collected_and_made_again() -> None:
+    """An exhausted Job goes ten minutes later, and the operator makes another: then all is open again."""
+    state = {"state": "Failed", "conditions": []}
+    cache = obj("NIMCache", "c", status=state)
+    reason = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "no more"}
+    first = obj("Job", "c-job", "NIMCache/c", status={"failed": 6, "conditions": [reason]})
+    again = obj("Job", "c-job", "NIMCache/c", metadata={"uid": "second"}, status={"active": 1})
+    subject = Subject("NIMCache", "c", "ns")
+    assert judge({"NIMCache": [cache], "Job": [first]}, subject).reason == "job-exhausted"
+    assert judge({"NIMCache": [cache], "Job": []}, subject).state is State.PROGRESSING
+    assert judge({"NIMCache": [cache], "Job": [again]}, subject).reason == "cache-downloading"
+    other = obj("Job", "c-job", metadata={"uid": "third", "ownerReferences": [{"uid": "an-earlier-cache"}]})
+    other["status"] = {"conditions": [reason]}
+    assert judge({"NIMCache": [cache], "Job": [other]}, subject).state is State.PROGRESSING
+
+
+def test_claims() -> None:
+    subject = Subject("PersistentVolumeClaim", "v", "ns")
+
+    def seen(phase: str, **more: Any) -> Verdict:
+        claim = obj("PersistentVolumeClaim", "v", status={"phase": phase}, **more)
+        words = 'failed to provision volume with StorageClass "x": rpc error: AccessPointLimitExceeded'
+        return judge({"PersistentVolumeClaim": [claim], "Event": [event(claim, "ProvisioningFailed", words)]}, subject)
+
+    assert seen("Bound").state is State.HEALTHY
+    assert (seen("Lost").state, seen("Lost").reason) == (State.FAILED, "volume-lost")
+    assert (seen("Pending").state, seen("Pending").overdue().reason) == (State.PROGRESSING, "volume-unbound")
+    assert seen("Bound", metadata={"deletionTimestamp": "x"}).overdue().reason == "finalizer-stuck"
+    assert judge({}, subject).state is State.GONE
+
+
+def pipeline(tag: str, *, replicas: int = 1, state: str = "Ready", **asked: Any) -> Snapshot:
+    """A pipeline of one service that serves tag 1 with one replica."""
+    spec = {"image": {"repository": "r/x", "tag": tag}, "replicas": replicas, **asked}
+    child = {"image": {"repository": "r/x", "tag": "1"}, "replicas": 1, "resources": {"limits": {"cpu": "1000m"}},
+             "env": [{"name": "ADDED", "value": "x"}, {"name": "A", "value": "1"}]}  # fmt: skip
+    template = {"spec": {"containers": [{"image": "r/x:1"}]}}
+    counts = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}
+    status = {"state": state, "states": {"s": state}}
+    return {
+        "NIMPipeline": [obj("NIMPipeline", "p", spec={"services": [{"name": "s", "enabled": True, "spec": spec}]},
+                            status=status)],
+        "NIMService": [obj("NIMService", "s", "NIMPipeline/p", spec=child, status={"state": state})],
+        "Deployment": [obj("Deployment", "s", "NIMService/s", spec={"replicas": 1, "template": template},
+                           status=counts)],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "now_said", "late"),
+    [
+        (pipeline("1"), ("healthy", "ready"), "ready"),
+        (pipeline("2"), ("progressing", "stale-ready"), "update-not-propagated"),
+        (pipeline("1", replicas=2), ("progressing", "stale-ready"), "update-not-propagated"),
+        (pipeline("1", env=[{"name": "A", "value": "1"}]), ("healthy", "ready"), "ready"),
+        (pipeline("1", env=[{"name": "A", "value": "2"}]), ("progressing", "stale-ready"), "update-not-propagated"),
+        (pipeline("1", resources={"limits": {"cpu": 1}}), ("healthy", "ready"), "ready"),
+        (pipeline("1", metrics={}, nodeSelector={}, command=[]), ("healthy", "ready"), "ready"),
+        (pipeline("1", args=["x"]), ("progressing", "stale-ready"), "update-not-propagated"),
+        (pipeline("1", state="NotReady"), ("progressing", "rollout-in-progress"), "model-endpoint-unavailable"),
+    ],
+)
+def test_pipelines(snapshot: Snapshot, now_said: tuple[str, str], late: str) -> None:
+    verdict = judge(snapshot, Subject("NIMPipeline", "p", "ns"))
+    assert (str(verdict.state), verdict.reason) == now_said
+    assert verdict.overdue().reason == late
+
+
+def test_pipelines_whose_services_are_elsewhere() -> None:
+    subject = Subject("NIMPipeline", "p", "ns")
+    missing = pipeline("1", state="NotReady") | {"NIMService": [], "Deployment": []}
+    assert judge(missing, subject).reason == "rollout-in-progress"
+    others = pipeline("1")
+    others["NIMService"][0]["metadata"]["ownerReferences"] = []
+    assert judge(others, subject).overdue().reason == "service-not-owned"
+    off = pipeline("1")
+    off["NIMPipeline"][0]["spec"]["services"][0]["enabled"] = False
+    assert judge(off, subject).overdue().reason == "update-not-propagated"
+    assert judge(off | {"NIMService": []}, subject).state is State.HEALTHY
+    gone = pipeline("1") | {"NIMPipeline": []}
+    assert judge(gone, subject).reason == "children-terminating"
+    bad = pipeline("1", state="NotReady")
+    bad["Deployment"][0]["status"] = {}
+    last = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+    container = {"name": "c", "image": "r/x:1", **waiting("CrashLoopBackOff"), "lastState": last, "restartCount": 2}
+    bad["Pod"] = [obj("Pod", "s-x", metadata={"labels": {"app": "s"}}, spec={"containers": [{"image": "r/x:1"}]},
+                      status={"containerStatuses": [container]})]  # fmt: skip
+    assert told(bad, "NIMPipeline", "p")[:3] == ("failed", "crash-loop-oom", "memory")
