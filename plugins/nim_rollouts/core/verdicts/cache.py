@@ -38,7 +38,7 @@ def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:
         return progressing("deleting", "the NIMCache is being deleted", [f"NIMCache/{name} deletionTimestamp"])
     state = str(status(cache).get("state") or "")
     evidence = [f"NIMCache/{name} state={state or 'none'}"]
-    claim = find(objects, "PersistentVolumeClaim", str(status(cache).get("pvc") or f"{name}-pvc"))
+    claim = find(objects, "PersistentVolumeClaim", _claim_name(cache))
     job = next(iter(owned(objects, "Job", cache)), None)
 
     lost = _claim_going(objects, claim, job)
@@ -63,6 +63,12 @@ def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:
             [f"NIMCache/{name} NIM_CACHE_RECONCILE_FAILED={profile}"],
         )
     return _on_its_way(objects, cache, claim, job, evidence)
+
+
+def _claim_name(cache: Object) -> str:
+    """That of the status, which is written on Ready alone; before that the one asked for, or the operator's own."""
+    asked = ((cache.get("spec") or {}).get("storage") or {}).get("pvc") or {}
+    return str(status(cache).get("pvc") or asked.get("name") or f"{name_of(cache)}-pvc")
 
 
 def _filled(cache: Object, state: str, job: Object | None, evidence: list[str]) -> Verdict | None:
@@ -126,8 +132,20 @@ def _on_its_way(
         # The scheduler's words are of a moment ago: the old claim has gone, the operator makes the new one next.
         return progressing("volume-terminating", "the old claim has gone, the new one is made next", evidence)
     if trouble is None:
-        return progressing(stage, message, evidence, refused(objects, [job] if job else []) or _not_reconciled(cache))
+        makers = [job] if job else []
+        hangs = refused(objects, makers) or _ended_selection(objects, cache, job) or _not_reconciled(cache)
+        return progressing(stage, message, evidence, hangs)
     return trouble.verdict(stage, message, evidence)
+
+
+def _ended_selection(objects: Snapshot, cache: Object, job: Object | None) -> Blocker | None:
+    """The pod that prints the manifest should run until the operator has read it; once ended it is never replaced."""
+    pod = find(objects, "Pod", f"{name_of(cache)}-pod") if job is None else None
+    phase = str(status(pod).get("phase")) if pod else ""
+    if pod is None or phase not in ("Failed", "Succeeded"):
+        return None
+    message = f"the pod that lists the image's profiles has ended ({phase}), and the operator waits for it to run"
+    return Blocker("selection-pod-ended", message, [f"{ref(pod, 'Pod')} phase={phase}"])
 
 
 def _not_reconciled(cache: Object) -> Blocker | None:

@@ -107,12 +107,13 @@ def _rolling_out(
     trouble = diagnose(objects, pods)
     if trouble is not None:
         return trouble.verdict(stage, message, evidence)
-    if deployment is not None and is_complete(deployment, wanted) and wanted.replicas > 0:
+    failing = _not_reconciled(service)
+    if failing is None and deployment is not None and is_complete(deployment, wanted) and wanted.replicas > 0:
         return progressing(
             "model-endpoint-unavailable", "all pods are ready, /v1/models does not answer the operator yet", evidence
         )
     makers = [deployment, *owned(objects, "ReplicaSet", deployment)] if deployment is not None else []
-    blocker = _not_propagated(deployment, wanted, evidence) or refused(objects, makers) or _not_reconciled(service)
+    blocker = _not_propagated(deployment, wanted, evidence) or refused(objects, makers) or failing
     return progressing(stage, message, evidence, blocker)
 
 

@@ -327,6 +327,33 @@ def test_a_job_that_was_collected_and_made_again() -> None:
     assert judge({"NIMCache": [cache], "Job": [other]}, subject).state is State.PROGRESSING
 
 
+def test_a_selection_pod_that_has_ended() -> None:
+    pod = obj("Pod", "c-pod", status={"phase": "Failed"})
+    said = told({"NIMCache": [obj("NIMCache", "c")], "Pod": [pod]}, "NIMCache", "c")
+    assert said[:3] == ("progressing", "selection-pod-ended", "operator")
+
+
+def test_a_claim_that_was_there_before_has_its_own_name() -> None:
+    cache = obj("NIMCache", "c", spec={"storage": {"pvc": {"name": "mine"}}})
+    claim = obj("PersistentVolumeClaim", "mine", status={"phase": "Pending"})
+    snapshot = {"NIMCache": [cache], "PersistentVolumeClaim": [claim]}
+    snapshot["Event"] = [event(claim, "ProvisioningFailed", "AccessDenied")]
+    assert told(snapshot, "NIMCache", "c")[:3] == ("progressing", "volume-unbound", "volume")
+
+
+def test_the_operators_own_error_is_no_silent_endpoint() -> None:
+    snapshot = serving({"ready": True, "started": True, "state": {"running": {}}}, phase="Running")
+    counts = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}
+    snapshot["Deployment"][0]["status"] = counts
+    assert judge(snapshot).reason == "model-endpoint-unavailable"
+    words = 'no matches for kind "ServiceMonitor" in version "monitoring.coreos.com/v1"'
+    failing = {"type": "Failed", "status": "True", "reason": "Failed", "message": words}
+    snapshot["NIMService"][0]["status"] = {"state": "Failed", "conditions": [failing]}
+    state, slug, layer, line = told(snapshot)
+    assert (state, slug, layer) == ("progressing", "reconcile-failed", "operator")
+    assert words in line
+
+
 def test_claims() -> None:
     subject = Subject("PersistentVolumeClaim", "v", "ns")
 
