@@ -27,6 +27,9 @@ class DiagnosisLike(Protocol):
     def layer(self) -> str: ...
 
     @property
+    def reason(self) -> str: ...
+
+    @property
     def sentence(self) -> str: ...
 
     @property
@@ -58,7 +61,7 @@ class _OfVerdict(PermanentError):
         after = f" is stuck after {deadline_s:.0f} s" if deadline_s is not None else ""
         error = cls(
             f"{subject}{after}: {why.sentence}",
-            reason=verdict.reason,
+            reason=why.reason,
             layer=str(why.layer),
             hint=why.do[:1].upper() + why.do[1:],
             evidence=verdict.evidence,

@@ -164,10 +164,10 @@ class WaitOperator(StageOperator):
             why = explain(stage, subject, verdict, snapshots[subject.namespace], self.parts(stage))
             for one in why.to_dict()["events"] + why.to_dict()["log"]:
                 stage.log.info("| %s", one)
-            if final:
-                failure = WaitStuck if str(verdict.state) == "stuck" else WaitFailed
-                raise failure.explained(subject.ref, verdict, why)
-            raise WaitStuck.explained(subject.ref, verdict.overdue(), why, plan.deadline_s)
+            failure = WaitStuck if str(verdict.overdue().state) == "stuck" else WaitFailed
+            error = failure.explained(subject.ref, verdict, why, None if final else plan.deadline_s)
+            error.diagnosis = {**why.to_dict(), "timeline": told.timeline}
+            raise error
         # What was final a moment ago is not: one look is no verdict, so the wait begins again.
         raise TransientError(
             f"{subject.ref}: the verdict has changed between two looks, now {verdict.in_words}",

@@ -112,3 +112,4 @@ def test_what_the_node_provisioner_says_is_looked_up(
     assert diagnosis["events"][-1].endswith(words)
     assert "image pull not begun, start-up not begun" in diagnosis["spent"]
     assert "is stuck after" in str(stuck.value)
+    assert "timeline" in diagnosis

@@ -15,6 +15,7 @@ from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, Verdict,
 from nim_rollouts.core.verdicts.objects import (
     claims_of,
     condition,
+    count,
     find,
     is_deleting,
     is_true,
@@ -122,7 +123,7 @@ def _on_its_way(
         trouble = diagnose(objects, owned(objects, "Pod", job))
         failures = int(status(job).get("failed") or 0)
         if failures:
-            limit = int((job.get("spec") or {}).get("backoffLimit", 6))
+            limit = count(job.get("spec") or {}, "backoffLimit", 6)
             stage, message = "job-retrying", f"{failures} download pods failed, the Job makes up to {limit + 1}"
         else:
             stage, message = "cache-downloading", "the model is being downloaded"

@@ -25,7 +25,7 @@ from nim_rollouts.core.verdicts.model import (
     progressing,
     stuck,
 )
-from nim_rollouts.core.verdicts.objects import find, is_deleting, name_of, owned, owned_by, status
+from nim_rollouts.core.verdicts.objects import count, find, is_deleting, name_of, owned, owned_by, status
 from nim_rollouts.core.verdicts.service import Desired
 
 KINDS = ("NIMPipeline", *service_verdict.KINDS)
@@ -44,7 +44,9 @@ def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:
     evidence = [f"NIMPipeline/{name} state={state or 'none'}"]
     # The stage while something is missing: a Ready shown meanwhile is that of the spec before.
     stage = "stale-ready" if state == "Ready" else "rollout-in-progress"
-    asked = [one for one in (pipeline.get("spec") or {}).get("services") or () if one.get("enabled")]
+    asked = [
+        one for one in (pipeline.get("spec") or {}).get("services") or () if one.get("enabled") and one.get("name")
+    ]
 
     behind = _behind(objects, pipeline, asked)
     if behind is not None:
@@ -78,7 +80,7 @@ def _all_serve(
 def _of_service(objects: Snapshot, asked: Mapping[str, Any], now: datetime) -> Verdict:
     spec = asked.get("spec") or {}
     image = spec.get("image") or {}
-    wanted = Desired(str(asked["name"]), f"{image.get('repository')}:{image.get('tag')}", int(spec.get("replicas", 1)))
+    wanted = Desired(str(asked["name"]), f"{image.get('repository')}:{image.get('tag')}", count(spec, "replicas", 1))
     return service_verdict.judge(objects, wanted, now)
 
 

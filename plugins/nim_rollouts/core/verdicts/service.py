@@ -14,7 +14,17 @@ from typing import Any
 
 from nim_rollouts.core.verdicts import gone as gone_verdict
 from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, Verdict, healthy, progressing
-from nim_rollouts.core.verdicts.objects import condition, find, images, is_deleting, owned, owned_by, selected, status
+from nim_rollouts.core.verdicts.objects import (
+    condition,
+    count,
+    find,
+    images,
+    is_deleting,
+    owned,
+    owned_by,
+    selected,
+    status,
+)
 from nim_rollouts.core.verdicts.pods import diagnose, is_quota, refused
 
 KINDS = ("NIMService", "NIMCache", "Deployment", "ReplicaSet", "Pod", "PersistentVolumeClaim", "Event")
@@ -169,7 +179,7 @@ def _observed(deployment: Object) -> bool:
 
 
 def _replicas(deployment: Object) -> int:
-    return int((deployment.get("spec") or {}).get("replicas", 1))
+    return count(deployment.get("spec") or {}, "replicas", 1)
 
 
 def _progress(deployment: Object | None, wanted: Desired) -> str:

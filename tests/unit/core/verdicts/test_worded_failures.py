@@ -5,6 +5,7 @@ Each ends in a verdict and a diagnosis: state and slug at the moment, slug at th
 
 from __future__ import annotations
 
+import base64
 from datetime import UTC, datetime
 from typing import Any
 
@@ -266,8 +267,15 @@ def test_secrets_do_not_reach_the_line() -> None:
     last = {"terminated": {"exitCode": 1, "reason": "Error"}}
     snapshot = serving({**waiting("CrashLoopBackOff"), "lastState": last, "restartCount": 3})
     verdict = judge(snapshot)
-    why = diagnose("NIMService", "s", verdict, snapshot, NOW, log=["NGC_API_KEY=nvapi-canary-0123456789"])
-    assert "canary" not in why.line + str(why.to_dict())
+    key = "nvapi-canary-0123456789"
+    for form in (
+        key,
+        base64.b64encode(f"$oauthtoken:{key}".encode()).decode(),
+        base64.b64encode(key.encode()).decode(),
+    ):
+        why = diagnose("NIMService", "s", verdict, snapshot, NOW, log=[f"sent auth={form}"])
+        shown = why.line + str(why.to_dict())
+        assert form not in shown and "canary" not in shown and "sent" in shown
 
 
 LAYERS = {
