@@ -95,7 +95,8 @@ CATALOGUE: Mapping[str, Fault] = {
         acts_in="NGC, runner",
         settings={
             "image": Setting(str, "repository, with or without registry host and :tag", required=True),
-            "status": Setting(int, "HTTP status of the refusal", default=404, choices=(401, 404)),
+            "status": Setting(int, "HTTP status of the refusal", default=404, choices=(401, 404, 402, 403, 429)),
+            "retry_after_s": Setting(int, "Retry-After of a 429 in seconds; 0: none", default=5, minimum=0),
         },
     ),
 }

@@ -34,6 +34,11 @@ log = logging.getLogger(__name__)
 ACCOUNT = "$oauthtoken"
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 TOKEN_SECONDS = 300
+_AT_THE_TOKEN = {
+    401: ("UNAUTHORIZED", "authentication required"),
+    402: ("DENIED", "Payment Required"),
+    403: ("DENIED", "Access Denied"),
+}
 _SCOPE = re.compile(r"^repository:(?P<repository>[^:]+):(?P<actions>[a-z,]+)$")
 
 
@@ -118,9 +123,12 @@ class Ngc:
                 return refusal(400, "DENIED", "malformed scope")
             if "pull" in match["actions"].split(","):
                 repositories.add(match["repository"])
-        if any(faults.refused_image(self.r, repository) == 401 for repository in repositories):
-            # An entitlement that is missing shows here: nvcr.io gives no token for such a repository.
-            return refusal(401, "UNAUTHORIZED", "authentication required")
+        for repository in repositories:
+            # What the key may not do shows here: nvcr.io gives no token for such a repository (402 and 403 are
+            # reported of its proxy_auth, by containerd, podman and BuildKit alike).
+            status = faults.refused_image(self.r, repository)
+            if status in _AT_THE_TOKEN:
+                return refusal(status, *_AT_THE_TOKEN[status])
         now = self.clock()
         self.tokens = {token: grant for token, grant in self.tokens.items() if grant[1] > now}
         token = secrets.token_urlsafe(48)
@@ -157,6 +165,12 @@ class Ngc:
         status = faults.refused_image(self.r, f"{repository}:{reference}" if reference else repository)
         if status == 401:
             return self._unauthorized(request, repository)
+        if status in (402, 403):
+            return refusal(status, *_AT_THE_TOKEN[status])
+        if status == 429:
+            wait = int((faults.get(self.r, "registry") or {}).get("retry_after_s", 0))
+            headers = {"Retry-After": str(wait)} if wait else None
+            return refusal(429, "TOOMANYREQUESTS", "Too Many Requests", headers)
         if status == 404:
             return refusal(404, "MANIFEST_UNKNOWN", f"manifest unknown: {repository}:{reference}")
         return None

@@ -55,7 +55,7 @@ class Registry:
         repository, tag = split_image(image)
         host, _, name = repository.partition("/")
         if refused is not None:
-            raise PullError(words(image, host, name, tag or "latest", refused, token=refused == 401))
+            raise PullError(words(image, host, name, tag or "latest", refused, token=refused in (401, 402, 403)))
         if host != HOST or (program.anonymous and login is None):
             return invented
         try:

@@ -9,6 +9,7 @@ import pytest
 
 from nim_rollouts.core import errors
 from nim_rollouts.core.environment import Environment
+from nim_rollouts.core.layers import REMEDIES, Layer
 from nim_rollouts.core.spec import Deployment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +30,35 @@ def _slugs() -> set[str]:
 def test_every_slug_is_documented() -> None:
     documented = set(re.findall(r"`([a-z]+(?:-[a-z]+)*)`", (ROOT / "docs" / "errors.md").read_text()))
     assert _slugs() - documented == set()
+
+
+def _verdict_slugs() -> set[str]:
+    """Every slug that a verdict module writes down: in a call of the shorthands, a table, an assignment."""
+    quoted = set()
+    for path in (ROOT / "plugins" / "nim_rollouts" / "core" / "verdicts").glob("*.py"):
+        quoted |= set(re.findall(r"\"([a-z]+(?:-[a-z]+)+)\"", path.read_text()))
+    return quoted
+
+
+def test_every_reason_of_a_verdict_has_a_layer_a_remedy_and_a_line() -> None:
+    good = {"scaling-down", "serving-degraded-status", "cache-status-flapping"}
+    assert _verdict_slugs() - good - set(REMEDIES) == set()
+    page = (ROOT / "docs" / "errors.md").read_text()
+    rows = {slug: row for row in page.splitlines() if row.startswith("|") for slug in re.findall(r"`([a-z-]+)`", row)}
+    for slug, remedy in REMEDIES.items():
+        assert slug in rows, f"docs/errors.md has no line on {slug}"
+        assert str(remedy.layer) in rows[slug].split("|")[2], f"docs/errors.md names another layer of {slug}"
+
+
+def test_every_reason_that_recordings_expect_is_one_of_ours() -> None:
+    slugs = (ROOT / "tests" / "recordings" / "SLUGS.md").read_text()
+    known = _verdict_slugs() | {"deleted", "deleting", "ready", "gone"}
+    assert {row.split("|")[2].strip() for row in slugs.splitlines()[5:] if row.count("|") == 5} - known == set()
+
+
+def test_every_layer_is_explained() -> None:
+    text = (ROOT / "docs" / "waiting.md").read_text()
+    assert [layer for layer in Layer if str(layer) not in text] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

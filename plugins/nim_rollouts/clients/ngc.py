@@ -7,10 +7,21 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-from nim_rollouts.core.errors import NgcEntitlementError, NgcImageNotFound, NgcKeyError, NgcUnavailable, redact
+from nim_rollouts.core.errors import (
+    NgcEntitlementError,
+    NgcForbidden,
+    NgcImageNotFound,
+    NgcKeyError,
+    NgcRateLimited,
+    NgcUnavailable,
+    redact,
+)
 
 if TYPE_CHECKING:
     import requests
@@ -71,7 +82,7 @@ class Ngc:
             params={"account": USER, "scope": f"repository:{repository}:pull"},
             auth=(USER, self._key),
         )
-        _check(answer, f"the token for {repository}")
+        _check(answer, f"the token for {repository}", token=True)
         try:
             body = answer.json()
             token = body.get("token") or body.get("access_token")
@@ -121,23 +132,37 @@ class Ngc:
             raise NgcUnavailable(f"NGC at {self.base_url} does not answer: {redact(str(error))}") from None
 
 
-def _check(answer: requests.Response, what: str) -> None:
+def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
+    """Seconds that an answer asks to wait: given as a number or as a date (RFC 9110, 10.2.3); None without."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isdigit():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max((moment - (now or datetime.now(UTC))).total_seconds(), 0.0)
+
+
+def _check(answer: requests.Response, what: str, *, token: bool = False) -> None:
     status = answer.status_code
     if status < 300:
         return
+    if status == 401 and "insufficient_scope" not in answer.headers.get("WWW-Authenticate", ""):
+        raise NgcKeyError(f"NGC refuses the key for {what} (401)", reason="ngc-key-refused", layer="ngc-auth")
     if status in (401, 403):
-        raise NgcKeyError(f"NGC refuses the key for {what} ({status})", reason="ngc-key-refused")
+        # The token step refuses the key itself, whatever it lacks; the registry refuses what the token may do.
+        refused = "ngc-key-refused" if token else None
+        raise NgcForbidden(f"NGC takes the key, but not for {what} ({status})", reason=refused)
     if status == 402:
         raise NgcEntitlementError(f"NGC asks for a subscription for {what} (402)")
     if status == 404:
         raise NgcImageNotFound(f"NGC does not have {what.removeprefix('the ')} (404)")
-    if status == 429 or status >= 500:
-        wait = answer.headers.get("Retry-After", "")
-        raise NgcUnavailable(
-            f"NGC answers {status} for {what}",
-            reason="ngc-rate-limited" if status == 429 else None,
-            retry_after_s=float(wait) if wait.isdigit() else None,
-        )
+    if status == 429:
+        raise NgcRateLimited(f"NGC answers 429 for {what}", retry_after_s=retry_after(answer.headers))
+    if status >= 500:
+        raise NgcUnavailable(f"NGC answers {status} for {what}", retry_after_s=retry_after(answer.headers))
     raise NgcUnavailable(f"NGC answers {status} for {what}, which was not expected")
 
 

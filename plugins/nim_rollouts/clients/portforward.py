@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from nim_rollouts.clients.access import ClusterAccess
-from nim_rollouts.core.errors import AccessDenied, PortForwardFailed, redact
+from nim_rollouts.core.errors import AccessDenied, PortForwardFailed, TunnelFailed, redact
 
 _PROTOCOL = "v4.channel.k8s.io"
 _DATA, _ERROR = 0, 1
@@ -52,7 +52,8 @@ class PodHttp:
 
         :param json: the body, if any
         :param timeout_s: for all of it, connecting included
-        :raises PortForwardFailed: the tunnel cannot be opened, breaks, or the time is up
+        :raises TunnelFailed: the tunnel cannot be opened: the pod was not asked
+        :raises PortForwardFailed: it breaks, the port does not answer, or the time is up
         """
         where = f"{method} {path} of {self.pod}:{self.port}"
         deadline = time.monotonic() + timeout_s
@@ -92,9 +93,9 @@ class PodHttp:
             if error.status_code in (401, 403):
                 self.access.forget_token()
                 raise AccessDenied(f"{where}: port-forward refused with {error.status_code}") from error
-            raise PortForwardFailed(f"{where}: port-forward refused with {error.status_code}") from error
+            raise TunnelFailed(f"{where}: port-forward refused with {error.status_code}") from error
         except (websocket.WebSocketException, OSError) as error:
-            raise PortForwardFailed(f"{where}: no tunnel: {redact(str(error))}") from error
+            raise TunnelFailed(f"{where}: no tunnel: {redact(str(error))}") from error
 
 
 class _Socket:

@@ -7,9 +7,8 @@ from typing import ClassVar
 
 # NGC personal and service keys: the prefix is documented by NGC, the rest is base64url-like text.
 _NGC_KEY = re.compile(r"nvapi-[A-Za-z0-9_\-]{4,}")
-# The same in base64, as it stands in a Kubernetes Secret: what "nvapi-" becomes at each of the three alignments,
-# without the characters that neighbours decide.
-_NGC_KEY_ENCODED = re.compile(r"(?:bnZhcGkt|52YXBpL|udmFwaS)[A-Za-z0-9+/]*={0,2}")
+# What base64 makes of "nvapi-" at each of the three alignments, with the rest of the encoded text around it.
+_ENCODED_KEY = re.compile(r"[A-Za-z0-9+/=_\-]*(?:bnZhcGkt|52YXBpL|udmFwaS)[A-Za-z0-9+/=_\-]*")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=\-]{20,}")
 _EKS_TOKEN = re.compile(r"k8s-aws-v1\.[A-Za-z0-9_\-]+")
 
@@ -17,7 +16,7 @@ _EKS_TOKEN = re.compile(r"k8s-aws-v1\.[A-Za-z0-9_\-]+")
 def redact(text: str) -> str:
     """Replace anything that looks like an NGC key (also in base64), an EKS token or an Authorization value."""
     text = _NGC_KEY.sub("nvapi-***", text)
-    text = _NGC_KEY_ENCODED.sub("***", text)
+    text = _ENCODED_KEY.sub("***", text)
     text = _EKS_TOKEN.sub("k8s-aws-v1.***", text)
     return _BEARER.sub(lambda match: f"{match.group(1)} ***", text)
 

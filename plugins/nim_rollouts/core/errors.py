@@ -13,27 +13,15 @@ No message, hint or traceback may hold a secret; `redact` is the last net before
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from nim_rollouts.core.errorbase import NeedsHumanError as NeedsHumanError
 from nim_rollouts.core.errorbase import NimRolloutsError as NimRolloutsError
 from nim_rollouts.core.errorbase import PermanentError as PermanentError
 from nim_rollouts.core.errorbase import TransientError as TransientError
 from nim_rollouts.core.errorbase import redact as redact
-
-
-class VerdictLike(Protocol):
-    """The part of `core.verdicts.Verdict` that an error reports (a protocol, since verdicts import this module)."""
-
-    @property
-    def reason(self) -> str: ...
-
-    @property
-    def message(self) -> str: ...
-
-    @property
-    def evidence(self) -> list[str]: ...
-
+from nim_rollouts.core.waiterrors import WaitFailed as WaitFailed
+from nim_rollouts.core.waiterrors import WaitStuck as WaitStuck
 
 # --- what was asked for -------------------------------------------------------------------------------------------
 
@@ -102,8 +90,15 @@ class NgcKeyError(PermanentError):
 class NgcEntitlementError(NeedsHumanError):
     """NGC knows the key, but it may not pull this image (402)."""
 
-    default_reason, default_layer = "ngc-not-entitled", "ngc"
+    default_reason, default_layer = "ngc-not-entitled", "entitlement"
     default_hint = "Accept the model's licence or subscribe to NVIDIA AI Enterprise with the key's organisation"
+
+
+class NgcForbidden(NgcKeyError):
+    """NGC knows the key, but it was made without the right to this repository (403, insufficient_scope)."""
+
+    default_reason, default_layer = "ngc-key-forbidden", "entitlement"
+    default_hint = "Give the key the service NGC Catalog, or make one in the organisation that may use this image"
 
 
 class NgcImageNotFound(PermanentError):
@@ -114,9 +109,15 @@ class NgcImageNotFound(PermanentError):
 
 
 class NgcUnavailable(TransientError):
-    """NGC answered 429 or 5xx, or not at all."""
+    """NGC answered 5xx, or not at all."""
 
     default_reason, default_layer = "ngc-unavailable", "ngc"
+
+
+class NgcRateLimited(NgcUnavailable):
+    """NGC answered 429: it is asked again, not sooner than it said."""
+
+    default_reason, default_layer = "ngc-rate-limited", "rate-limit"
 
 
 # --- claims, store, ledger ----------------------------------------------------------------------------------------
@@ -205,7 +206,7 @@ class ClusterMissing(PermanentError):
 class ClusterUnavailable(TransientError):
     """The API server did not answer, or answered 429 or 5xx."""
 
-    default_reason, default_layer = "cluster-unavailable", "cluster"
+    default_reason, default_layer = "cluster-unavailable", "api-server"
 
 
 class ApplyRejected(PermanentError):
@@ -227,6 +228,12 @@ class PortForwardFailed(TransientError):
     default_reason, default_layer = "port-forward-failed", "cluster"
 
 
+class TunnelFailed(PortForwardFailed):
+    """The tunnel could not be opened: the pod was not even asked."""
+
+    default_reason, default_layer = "tunnel-failed", "api-server"
+
+
 class PlatformNotReady(PermanentError):
     """Something that every deployment needs is missing in the cluster."""
 
@@ -236,63 +243,17 @@ class PlatformNotReady(PermanentError):
 # --- waits, gates, decisions --------------------------------------------------------------------------------------
 
 
-class _OfVerdict(PermanentError):
-    def __init__(
-        self,
-        message: str,
-        *,
-        hint: str | None = None,
-        reason: str | None = None,
-        layer: str | None = None,
-        evidence: list[str] | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint, reason=reason, layer=layer)
-        self.evidence = [redact(line) for line in evidence or []]
-
-
-class WaitFailed(_OfVerdict):
-    """The objects say that what was waited for cannot come."""
-
-    default_reason, default_layer = "wait-failed", "kubernetes"
-
-    @classmethod
-    def of(cls, subject: str, verdict: VerdictLike, *, layer: str | None = None, hint: str | None = None) -> WaitFailed:
-        """The error for a failed verdict on `subject` (Kind/name)."""
-        return cls(
-            f"{subject}: {verdict.message}", reason=verdict.reason, layer=layer, hint=hint, evidence=verdict.evidence
-        )
-
-
-class WaitStuck(_OfVerdict):
-    """The deadline has passed; the verdict tells what it hangs on."""
-
-    default_reason, default_layer = "wait-stuck", "kubernetes"
-
-    @classmethod
-    def of(
-        cls,
-        subject: str,
-        verdict: VerdictLike,
-        *,
-        deadline_s: float | None = None,
-        layer: str | None = None,
-        hint: str | None = None,
-    ) -> WaitStuck:
-        """The error for `subject` (Kind/name) that was not ready within `deadline_s` seconds."""
-        after = f" after {deadline_s:.0f} s" if deadline_s is not None else ""
-        return cls(
-            f"{subject} is stuck{after}: {verdict.message}",
-            reason=verdict.reason,
-            layer=layer,
-            hint=hint,
-            evidence=verdict.evidence,
-        )
-
-
 class GateFailed(PermanentError):
     """A pod of the new revision does not pass the gate."""
 
     default_reason, default_layer = "gate-failed", "gate"
+
+
+class GateUnmeasured(TransientError):
+    """The gate could not ask: nothing is known about the pod, good or bad."""
+
+    default_reason, default_layer = "gate-unmeasured", "network"
+    default_hint = "The measuring failed, not the model: look at the API server and at the route to the nodes"
 
 
 class SmokeTestFailed(PermanentError):
@@ -367,8 +328,8 @@ def as_facts(error: BaseException) -> dict[str, Any]:
             "message": error.message,
             "hint": error.hint,
         }
-        evidence = getattr(error, "evidence", None)
-        return {**facts, "evidence": evidence} if evidence else facts
+        more = {name: getattr(error, name, None) for name in ("evidence", "diagnosis")}
+        return facts | {name: value for name, value in more.items() if value}
     return {
         "error": type(error).__name__,
         "layer": "unknown",

@@ -6,7 +6,7 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from nim_rollouts.core.errors import GateFailed, PortForwardFailed, SmokeTestFailed
+from nim_rollouts.core.errors import GateFailed, GateUnmeasured, PortForwardFailed, SmokeTestFailed, TunnelFailed
 from nim_rollouts.operators.base import Facts, Stage, StageOperator
 
 if TYPE_CHECKING:
@@ -31,7 +31,11 @@ class GateOperator(StageOperator):
         self.interval_s = interval_s
 
     def run(self, stage: Stage) -> Facts:
-        """Reads only. A failed exchange begins the row anew; the first answer that is not 200 ends it."""
+        """Reads only. A failed exchange begins the row anew; the first answer that is not 200 ends it.
+
+        :raises GateFailed: a pod was measured, and is not as it must be
+        :raises GateUnmeasured: a pod could not be asked at all: nothing is known about it, so it is tried again
+        """
         session = stage.session
         pods = revision_pods(stage)
         wanted = session.deployment.service.replicas
@@ -56,8 +60,10 @@ class GateOperator(StageOperator):
         return {"pods": facts, "successes": self.successes, "interval_s": self.interval_s}
 
     def _ready_in_a_row(self, stage: Stage, pod: str, http: PodHttp) -> int:
-        row, made, limit = 0, 0, self.successes * 4
+        row, made, asked, limit = 0, 0, 0, self.successes * 4
         while row < self.successes:
+            if made >= limit and not asked:
+                raise GateUnmeasured(f"{pod} could not be asked once in {limit} attempts")
             if made >= limit:
                 raise GateFailed(f"{pod} did not answer {self.successes} times in a row within {limit} probes",
                                  reason="unsteady", hint="Look at the pod's log and at its restarts")  # fmt: skip
@@ -67,7 +73,9 @@ class GateOperator(StageOperator):
             except PortForwardFailed as error:
                 stage.log.info("%s: %s, counting anew", pod, error.message)
                 row = 0
+                asked += not isinstance(error, TunnelFailed)
             else:
+                asked += 1
                 if answer.status != 200:
                     raise GateFailed(
                         f"{pod} answers {answer.status} on /v1/health/ready although the service was ready",
@@ -170,7 +178,8 @@ def _models(http: PodHttp, pod: str) -> list[str]:
         return [str(one["id"]) for one in answer.json()["data"]]
     except (ValueError, KeyError, TypeError):
         raise GateFailed(f"{pod} answers {answer.status} on /v1/models without a list of models",
-                         reason="models-malformed", hint="Look at the pod's log") from None  # fmt: skip
+                         reason="models-malformed", layer="model-endpoint",
+                         hint="Look at the pod's log") from None  # fmt: skip
 
 
 def _restarts(pod: Object) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.triggers.base import StartTriggerArgs
 
@@ -20,8 +20,10 @@ from nim_rollouts.core.errors import (
     WaitStuck,
 )
 from nim_rollouts.operators.base import RESULT, Facts, Stage, StageOperator
+from nim_rollouts.operators.explain import explain
 
 if TYPE_CHECKING:
+    from nim_rollouts.core.spent import Part
     from nim_rollouts.core.verdicts import Snapshot, Subject, Verdict
     from nim_rollouts.triggers.plans import Plan
     from nim_rollouts.triggers.watching import Outcome
@@ -42,6 +44,8 @@ class WaitOperator(StageOperator):
     reads_only = True
     ui_color = "#d5e8f0"
     stops_job = False
+    #: The part of the deadline that comes after node launch and image pull: its name, and its budget's.
+    own_part: ClassVar[tuple[str, str] | None] = None
 
     def __init__(self, **kwargs: Any) -> None:
         if kwargs.get("execution_timeout") is None:
@@ -78,6 +82,20 @@ class WaitOperator(StageOperator):
         """What the record says besides the verdicts."""
         return {}
 
+    def parts(self, stage: Stage) -> list[Part]:
+        """Of what the deadline is made."""
+        from nim_rollouts.core.spent import Part
+
+        if self.own_part is None:
+            return []
+        budgets = stage.session.environment.budgets
+        name, budget = self.own_part
+        return [
+            Part("node launch", budgets.node_launch_s),
+            Part("image pull", budgets.image_pull_s),
+            Part(name, getattr(budgets, budget)),
+        ]
+
     def accepts_gone(self, stage: Stage, subject: Subject, told: Verdict | None) -> bool:
         """True when the object may have gone since it was seen finished."""
         return False
@@ -94,7 +112,7 @@ class WaitOperator(StageOperator):
         plan = plan_for(stage.name, stage.session)
         snapshots = self._look(stage, plan, told)
         fresh = self._judge(stage, plan, snapshots, told)
-        self._decide(plan, told, fresh)
+        self._decide(stage, plan, told, fresh, snapshots)
         for subject, verdict in fresh.verdicts:
             stage.log.info("%s: %s", subject.ref, verdict.message)
         return {
@@ -136,16 +154,21 @@ class WaitOperator(StageOperator):
             verdicts.append((subject, verdict))
         return Outcome(verdicts, told.overdue, told.timeline)
 
-    @staticmethod
-    def _decide(plan: Plan, told: Outcome, fresh: Outcome) -> None:
+    def _decide(
+        self, stage: Stage, plan: Plan, told: Outcome, fresh: Outcome, snapshots: Mapping[str | None, Snapshot]
+    ) -> None:
         if fresh.reached:
             return
         subject, verdict = fresh.missing[0]
-        if subject.is_final(verdict):
-            failure = WaitStuck if str(verdict.state) == "stuck" else WaitFailed
-            raise failure.of(subject.ref, verdict, layer=plan.layer)
-        if told.overdue:
-            raise WaitStuck.of(subject.ref, verdict.overdue(), deadline_s=plan.deadline_s, layer=plan.layer)
+        final = subject.is_final(verdict)
+        if final or told.overdue:
+            why = explain(stage, subject, verdict, snapshots[subject.namespace], self.parts(stage))
+            for one in why.to_dict()["events"] + why.to_dict()["log"]:
+                stage.log.info("| %s", one)
+            failure = WaitStuck if str(verdict.overdue().state) == "stuck" else WaitFailed
+            error = failure.explained(subject.ref, verdict, why, None if final else plan.deadline_s)
+            error.diagnosis = {**why.to_dict(), "timeline": told.timeline}
+            raise error
         # What was final a moment ago is not: one look is no verdict, so the wait begins again.
         raise TransientError(
             f"{subject.ref}: the verdict has changed between two looks, now {verdict.in_words}",
@@ -160,6 +183,8 @@ class WaitPlatformOperator(WaitOperator):
 
 class WaitCacheOperator(WaitOperator):
     """Waits until the NIMCache is filled."""
+
+    own_part = ("download", "cache_s")
 
     def details(self, stage: Stage, snapshots: Mapping[str | None, Snapshot]) -> Facts:
         """Profile and claim."""
@@ -179,6 +204,8 @@ class WaitCacheOperator(WaitOperator):
 
 class WaitServiceOperator(WaitOperator):
     """Waits until the new revision of the NIMService serves."""
+
+    own_part = ("start-up", "service_s")
 
     def details(self, stage: Stage, snapshots: Mapping[str | None, Snapshot]) -> Facts:
         """Pods with their nodes, and the time from applied to ready of the slowest."""
@@ -203,6 +230,7 @@ class WaitBenchmarkOperator(WaitOperator):
     """Waits until the benchmark's Job has ended."""
 
     stops_job = True
+    own_part = ("benchmark", "benchmark_s")
 
     def accepts_gone(self, stage: Stage, subject: Subject, told: Verdict | None) -> bool:
         """A finished Job is cleaned up after some hours; its end is in the event or in the record."""

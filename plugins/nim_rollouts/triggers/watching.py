@@ -139,7 +139,7 @@ class _Story:
         self.timeline: list[dict[str, Any]] = []
         self._words = ""
         self._said = started - timedelta(days=1)
-        self._reasons: dict[str, str] = {}
+        self._said_of: dict[str, dict[str, str]] = {}
 
     def tell(self, outcome: Outcome, trouble: str) -> None:
         now = datetime.now(UTC)
@@ -155,10 +155,8 @@ class _Story:
 
     def _note(self, outcome: Outcome, now: datetime) -> None:
         for subject, verdict in outcome.verdicts:
-            key = f"{verdict.state}/{verdict.reason}"
-            if self._reasons.get(subject.ref) != key and len(self.timeline) < _TIMELINE:
-                self._reasons[subject.ref] = key
-                seconds = round((now - self.started).total_seconds(), 1)
-                self.timeline.append(
-                    {"t": seconds, "subject": subject.ref, "state": str(verdict.state), "reason": verdict.reason}
-                )
+            hangs = {"hangs_on": verdict.blocker.reason} if verdict.blocker else {}
+            said = {"subject": subject.ref, "state": str(verdict.state), "reason": verdict.reason, **hangs}
+            if self._said_of.get(subject.ref) != said and len(self.timeline) < _TIMELINE:
+                self._said_of[subject.ref] = said
+                self.timeline.append({"t": round((now - self.started).total_seconds(), 1), **said})

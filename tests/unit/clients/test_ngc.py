@@ -7,17 +7,21 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from nim_rollouts.clients.ngc import Ngc, base_url, check_key_format
+from nim_rollouts.clients.ngc import Ngc, base_url, check_key_format, retry_after
 from nim_rollouts.core.errors import (
     NgcEntitlementError,
+    NgcForbidden,
     NgcImageNotFound,
     NgcKeyError,
+    NgcRateLimited,
     NgcUnavailable,
     NimRolloutsError,
+    is_retryable,
 )
 
 KEY = "nvapi-canary-0123456789"
@@ -91,6 +95,39 @@ def test_refusals(registry: Any, step: str, status: int, error: type[NimRollouts
     assert KEY not in str(caught.value)
     if isinstance(caught.value, NgcUnavailable):
         assert caught.value.retry_after_s == 7
+
+
+@pytest.mark.parametrize(
+    ("step", "status", "headers", "error", "layer", "retryable"),
+    [
+        ("GET", 401, {}, NgcKeyError, "ngc-auth", False),
+        ("GET", 402, {}, NgcEntitlementError, "entitlement", False),
+        ("GET", 403, {}, NgcForbidden, "entitlement", False),
+        ("GET", 429, {}, NgcRateLimited, "rate-limit", True),
+        ("HEAD", 401, {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}, NgcForbidden, "entitlement", False),
+        ("HEAD", 403, {}, NgcForbidden, "entitlement", False),
+        ("HEAD", 404, {}, NgcImageNotFound, "ngc", False),
+        ("HEAD", 429, {}, NgcRateLimited, "rate-limit", True),
+    ],
+)
+def test_each_refusal_is_its_own(
+    registry: Any, step: str, status: int, headers: dict[str, str], error: type, layer: str, retryable: bool
+) -> None:
+    registry.answers[step] = (status, headers)
+    with pytest.raises(error) as caught:
+        Ngc(registry.url, KEY).manifest("nim/m", "1")
+    assert (type(caught.value), caught.value.layer) == (error, layer)
+    assert is_retryable(caught.value) is retryable
+    assert caught.value.hint or retryable
+
+
+def test_retry_after_is_a_number_or_a_date() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert retry_after({"Retry-After": "12"}) == 12
+    assert retry_after({"Retry-After": "Thu, 01 Jan 2026 00:00:30 GMT"}, now) == 30
+    assert retry_after({"Retry-After": "Wed, 31 Dec 2025 00:00:00 GMT"}, now) == 0
+    assert retry_after({}) is None
+    assert retry_after({"Retry-After": "soon"}) is None
 
 
 def test_nobody_there() -> None:

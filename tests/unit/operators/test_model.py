@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from nim_rollouts.clients.portforward import Response
-from nim_rollouts.core.errors import ApplyRejected, GateFailed, PlatformNotReady, PortForwardFailed, SmokeTestFailed
+from nim_rollouts.core.errors import (
+    ApplyRejected,
+    GateFailed,
+    GateUnmeasured,
+    PlatformNotReady,
+    PortForwardFailed,
+    SmokeTestFailed,
+    TunnelFailed,
+    is_retryable,
+)
 from nim_rollouts.core.manifests import DEPLOYMENT_LABEL, ENVIRONMENT_LABEL
 from nim_rollouts.operators.gate import GateOperator, SmokeTestOperator, check_completion
 from nim_rollouts.operators.model import ApplyCacheOperator, ApplyServiceOperator
@@ -211,6 +220,27 @@ def test_the_gate_refuses(serving: World, answers: Any, reason: str) -> None:
     with pytest.raises(GateFailed) as refused:
         gate(serving)
     assert refused.value.reason == reason
+
+
+def test_what_could_not_be_measured_is_no_judgement(serving: World) -> None:
+    pod(serving)
+    serving.cluster.answers = answering(*[TunnelFailed("no tunnel")] * 12)
+    with pytest.raises(GateUnmeasured) as unknown:
+        gate(serving)
+    assert is_retryable(unknown.value)
+    assert unknown.value.reason == "gate-unmeasured"
+    serving.cluster.answers = answering(*[TunnelFailed("no tunnel"), PortForwardFailed("reset")] * 6)
+    with pytest.raises(GateFailed) as bad:
+        gate(serving)
+    assert bad.value.reason == "unsteady", "the pod was asked, and did not answer"
+
+
+def test_a_flap_is_a_bad_measure_not_a_bad_measuring(serving: World) -> None:
+    pod(serving)
+    serving.cluster.answers = answering(200, TunnelFailed("no tunnel"), 200, 503)
+    with pytest.raises(GateFailed) as bad:
+        gate(serving)
+    assert (bad.value.reason, is_retryable(bad.value)) == ("not-ready", False)
 
 
 def test_the_gate_wants_every_replica(serving: World) -> None:

@@ -137,6 +137,25 @@ async def test_registry_fault(client: TestClient, state: State) -> None:
     assert (await client.head(f"/v2/{REPOSITORY}/manifests/1.0", headers=headers)).status == 200
 
 
+@pytest.mark.parametrize("status", [402, 403])
+async def test_what_the_key_may_not_do_shows_at_the_token(client: TestClient, state: State, status: int) -> None:
+    headers = await bearer(client)
+    faults.order(state, "registry", image=f"nvcr.io/{REPOSITORY}", status=status)
+    assert (await token(client))[0] == status
+    assert (await client.head(f"/v2/{REPOSITORY}/manifests/1.0", headers=headers)).status == status
+
+
+async def test_a_rate_limit_says_how_long(client: TestClient, state: State) -> None:
+    headers = await bearer(client)
+    faults.order(state, "registry", image=f"nvcr.io/{REPOSITORY}", status=429, retry_after_s=3)
+    assert (await token(client))[0] == 200
+    answer = await client.head(f"/v2/{REPOSITORY}/manifests/1.0", headers=headers)
+    assert (answer.status, answer.headers["Retry-After"]) == (429, "3")
+    faults.order(state, "registry", image=f"nvcr.io/{REPOSITORY}", status=429, retry_after_s=0)
+    answer = await client.head(f"/v2/{REPOSITORY}/manifests/1.0", headers=headers)
+    assert "Retry-After" not in answer.headers
+
+
 async def test_no_key_and_no_token_in_the_log(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         headers = await bearer(client)

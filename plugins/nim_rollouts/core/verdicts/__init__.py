@@ -2,6 +2,7 @@
 
 One module a kind. They are pure and level-based: the same objects give the same verdict, whatever was seen before, so
 that a worker and a trigger agree and a restart loses nothing. `Subject` names a verdict in plain data, for triggers.
+A kind to wait for is one module with `KINDS` and `judge`, and one line of `VERDICTS`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
-from nim_rollouts.core.verdicts import cache, crd, deployment, gone, job, service
+from nim_rollouts.core.verdicts import cache, claim, crd, deployment, gone, job, pipeline, service
 from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, State, Verdict
 from nim_rollouts.core.verdicts.service import Desired
 
 __all__ = [
+    "VERDICTS",
     "Blocker",
     "Desired",
     "Object",
@@ -24,19 +26,32 @@ __all__ = [
     "Subject",
     "Verdict",
     "cache",
+    "claim",
     "crd",
     "deployment",
     "gone",
     "job",
+    "pipeline",
     "service",
 ]
 
-_KINDS = {
-    "NIMCache": cache.KINDS,
-    "NIMService": service.KINDS,
-    "Job": job.KINDS,
-    "Deployment": deployment.KINDS,
-    "CustomResourceDefinition": crd.KINDS,
+
+class Judge(Protocol):
+    """A module of verdicts on one kind, which needs no more than a name."""
+
+    @property
+    def KINDS(self) -> tuple[str, ...]: ...  # noqa: N802
+
+    def judge(self, objects: Snapshot, name: str, now: datetime, /) -> Verdict: ...
+
+
+VERDICTS: dict[str, Judge] = {
+    "NIMCache": cache,
+    "NIMPipeline": pipeline,
+    "Job": job,
+    "Deployment": deployment,
+    "PersistentVolumeClaim": claim,
+    "CustomResourceDefinition": crd,
 }
 
 
@@ -44,7 +59,7 @@ _KINDS = {
 class Subject:
     """What is judged, and against what.
 
-    :param kind: NIMCache, NIMService, Job, Deployment or CustomResourceDefinition; any kind with `absent`
+    :param kind: NIMService or one of `VERDICTS`; any kind with `absent`
     :param namespace: None for cluster-scoped kinds
     :param image: of a NIMService: repository:tag that must be served
     :param replicas: of a NIMService
@@ -68,7 +83,9 @@ class Subject:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds that a snapshot must hold."""
-        return gone.kinds(self.kind) if self.absent else _KINDS[self.kind]
+        if self.absent:
+            return gone.kinds(self.kind)
+        return service.KINDS if self.kind == "NIMService" else VERDICTS[self.kind].KINDS
 
     def judge(self, objects: Snapshot, now: datetime) -> Verdict:
         """The verdict. `now` is aware, in UTC."""
@@ -78,13 +95,7 @@ class Subject:
             if self.image is None:
                 raise ValueError(f"{self.ref}: the image to be served must be given")
             return service.judge(objects, Desired(self.name, self.image, self.replicas), now)
-        judges = {
-            "NIMCache": cache.judge,
-            "Job": job.judge,
-            "Deployment": deployment.judge,
-            "CustomResourceDefinition": crd.judge,
-        }
-        return judges[self.kind](objects, self.name, now)
+        return VERDICTS[self.kind].judge(objects, self.name, now)
 
     def is_reached(self, verdict: Verdict) -> bool:
         """True when the verdict is what was waited for."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from nim_rollouts.core.verdicts import claim as claims
 from nim_rollouts.core.verdicts import gone as gone_verdict
 from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, Verdict, failed, healthy, progressing, stuck
 from nim_rollouts.core.verdicts.objects import (
     claims_of,
     condition,
-    events_of,
+    count,
     find,
     is_deleting,
     is_true,
@@ -23,7 +24,7 @@ from nim_rollouts.core.verdicts.objects import (
     ref,
     status,
 )
-from nim_rollouts.core.verdicts.pods import diagnose
+from nim_rollouts.core.verdicts.pods import diagnose, is_quota, refused
 
 KINDS = ("NIMCache", "Job", "Pod", "PersistentVolumeClaim", "Event")
 _NO_PROFILE = "no profiles are selected"
@@ -38,7 +39,7 @@ def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:
         return progressing("deleting", "the NIMCache is being deleted", [f"NIMCache/{name} deletionTimestamp"])
     state = str(status(cache).get("state") or "")
     evidence = [f"NIMCache/{name} state={state or 'none'}"]
-    claim = find(objects, "PersistentVolumeClaim", str(status(cache).get("pvc") or f"{name}-pvc"))
+    claim = find(objects, "PersistentVolumeClaim", _claim_name(cache))
     job = next(iter(owned(objects, "Job", cache)), None)
 
     lost = _claim_going(objects, claim, job)
@@ -63,6 +64,12 @@ def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:
             [f"NIMCache/{name} NIM_CACHE_RECONCILE_FAILED={profile}"],
         )
     return _on_its_way(objects, cache, claim, job, evidence)
+
+
+def _claim_name(cache: Object) -> str:
+    """That of the status, which is written on Ready alone; before that the one asked for, or the operator's own."""
+    asked = ((cache.get("spec") or {}).get("storage") or {}).get("pvc") or {}
+    return str(status(cache).get("pvc") or asked.get("name") or f"{name_of(cache)}-pvc")
 
 
 def _filled(cache: Object, state: str, job: Object | None, evidence: list[str]) -> Verdict | None:
@@ -106,50 +113,46 @@ def _on_its_way(
     objects: Snapshot, cache: Object, claim: Object | None, job: Object | None, evidence: list[str]
 ) -> Verdict:
     name = name_of(cache)
-    unbound = _unbound(objects, claim)
+    unbound = claims.unbound(objects, claim) if claim is not None else None
     if job is None:
         pod = find(objects, "Pod", f"{name}-pod")
         trouble = diagnose(objects, [pod] if pod else [])
         stage, message = "cache-preparing", "the operator prepares the claim and chooses the model profile"
-        message += _said(cache, pod)
     else:
         evidence = [*evidence, f"{ref(job, 'Job')} failed={status(job).get('failed', 0)}"]
         trouble = diagnose(objects, owned(objects, "Pod", job))
         failures = int(status(job).get("failed") or 0)
         if failures:
-            limit = int((job.get("spec") or {}).get("backoffLimit", 6))
+            limit = count(job.get("spec") or {}, "backoffLimit", 6)
             stage, message = "job-retrying", f"{failures} download pods failed, the Job makes up to {limit + 1}"
         else:
             stage, message = "cache-downloading", "the model is being downloaded"
     if unbound is not None and (trouble is None or not trouble.final):
         return progressing("cache-preparing", "the volume claim is not bound yet", evidence, unbound)
+    if trouble is not None and trouble.reason == "volume-terminating" and claim is None:
+        # The scheduler's words are of a moment ago: the old claim has gone, the operator makes the new one next.
+        return progressing("volume-terminating", "the old claim has gone, the new one is made next", evidence)
     if trouble is None:
-        return progressing(stage, message, evidence)
+        makers = [job] if job else []
+        hangs = refused(objects, makers) or _ended_selection(objects, cache, job) or _not_reconciled(cache)
+        return progressing(stage, message, evidence, hangs)
     return trouble.verdict(stage, message, evidence)
 
 
-def _said(cache: Object, pod: Object | None) -> str:
-    """Why nothing happens before there is a Job, as far as anybody says so. All of it may pass."""
-    phase = status(pod).get("phase") if pod else None
-    if pod is not None and phase in ("Failed", "Succeeded") and not is_deleting(pod):
-        # Seen in the operator's source: it waits for Running, whatever the pod has become.
-        ended = f"its pod {name_of(pod)} has ended ({phase})"
-        return f"; {ended}, which the operator does not notice: look at its log and delete it"
-    error = condition(cache, "NIM_CACHE_RECONCILE_FAILED")
-    if error.get("status") == "True" and error.get("message"):
-        return f"; the operator says: {' '.join(str(error['message']).split())[:300]}"
-    return ""
-
-
-def _unbound(objects: Snapshot, claim: Object | None) -> Blocker | None:
-    """A claim whose provisioning has failed at least once."""
-    if claim is None or status(claim).get("phase") == "Bound":
+def _ended_selection(objects: Snapshot, cache: Object, job: Object | None) -> Blocker | None:
+    """The pod that prints the manifest should run until the operator has read it; once ended it is never replaced."""
+    pod = find(objects, "Pod", f"{name_of(cache)}-pod") if job is None else None
+    phase = str(status(pod).get("phase")) if pod else ""
+    if pod is None or phase not in ("Failed", "Succeeded"):
         return None
-    for event in events_of(objects, claim):
-        if event.get("reason") == "ProvisioningFailed":
-            return Blocker(
-                "volume-unbound",
-                f"claim {name_of(claim)} is not bound: {event.get('message')}",
-                [f"{ref(claim, 'PersistentVolumeClaim')} phase=Pending", "Event ProvisioningFailed"],
-            )
-    return None
+    message = f"the pod that lists the image's profiles has ended ({phase}), and the operator waits for it to run"
+    return Blocker("selection-pod-ended", message, [f"{ref(pod, 'Pod')} phase={phase}"])
+
+
+def _not_reconciled(cache: Object) -> Blocker | None:
+    """The operator's own error. A blip of it on creation is normal; one that outlasts the deadline is why."""
+    if not is_true(cache, "NIM_CACHE_RECONCILE_FAILED"):
+        return None
+    message = " ".join(str(condition(cache, "NIM_CACHE_RECONCILE_FAILED").get("message") or "").split())
+    reason = "quota-exceeded" if is_quota(message) else "reconcile-failed"
+    return Blocker(reason, f"the operator cannot: {message}", [f"{ref(cache, 'NIMCache')} NIM_CACHE_RECONCILE_FAILED"])

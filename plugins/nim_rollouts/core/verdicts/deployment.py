@@ -6,8 +6,8 @@ from __future__ import annotations
 from datetime import datetime
 
 from nim_rollouts.core.verdicts.model import Snapshot, Verdict, gone, healthy, progressing
-from nim_rollouts.core.verdicts.objects import condition, find, is_deleting, selected, status
-from nim_rollouts.core.verdicts.pods import diagnose
+from nim_rollouts.core.verdicts.objects import count, find, is_deleting, owned, selected, status
+from nim_rollouts.core.verdicts.pods import diagnose, refused
 
 KINDS = ("Deployment", "ReplicaSet", "Pod", "Event")
 
@@ -20,7 +20,7 @@ def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:
     if is_deleting(deployment):
         return progressing("deleting", "the Deployment is being deleted", [f"Deployment/{name} deletionTimestamp"])
     spec, state = deployment.get("spec") or {}, status(deployment)
-    wanted = int(spec.get("replicas", 1))
+    wanted = count(spec, "replicas", 1)
     counts = [int(state.get(field) or 0) for field in ("replicas", "updatedReplicas", "availableReplicas")]
     observed = int(state.get("observedGeneration") or 0) >= int(deployment["metadata"].get("generation") or 0)
     evidence = [f"Deployment/{name} wanted={wanted} updated={counts[1]} available={counts[2]} observed={observed}"]
@@ -31,7 +31,5 @@ def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:
     trouble = diagnose(objects, pods)
     if trouble is not None:
         return trouble.verdict("rollout-in-progress", message, evidence)
-    refused = condition(deployment, "ReplicaFailure")
-    if refused.get("status") == "True":
-        message = f"{message}; pods cannot be made: {refused.get('message')}"
-    return progressing("rollout-in-progress", message, evidence)
+    makers = [deployment, *owned(objects, "ReplicaSet", deployment)]
+    return progressing("rollout-in-progress", message, evidence, refused(objects, makers))

@@ -11,7 +11,16 @@ from datetime import datetime
 from nim_rollouts.core.verdicts.model import Object, Snapshot, Verdict, gone, progressing
 from nim_rollouts.core.verdicts.objects import find, is_deleting, labels, owners, ref, uid_of
 
-_CHILDREN = ("Job", "Deployment", "ReplicaSet", "PersistentVolumeClaim", "Pod", "Service", "HorizontalPodAutoscaler")
+_CHILDREN = (
+    "NIMService",
+    "Job",
+    "Deployment",
+    "ReplicaSet",
+    "PersistentVolumeClaim",
+    "Pod",
+    "Service",
+    "HorizontalPodAutoscaler",
+)
 
 
 def kinds(kind: str) -> tuple[str, ...]:
@@ -19,6 +28,7 @@ def kinds(kind: str) -> tuple[str, ...]:
     return {
         "NIMCache": ("NIMCache", "Job", "Pod", "PersistentVolumeClaim"),
         "NIMService": ("NIMService", "Deployment", "ReplicaSet", "Pod"),
+        "NIMPipeline": ("NIMPipeline", "NIMService", "Deployment", "ReplicaSet", "Pod"),
         "Job": ("Job", "Pod"),
         "Deployment": ("Deployment", "ReplicaSet", "Pod"),
     }.get(kind, (kind,))

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from nim_rollouts.core.verdicts.model import Snapshot, Verdict, failed, gone, healthy, progressing
 from nim_rollouts.core.verdicts.objects import condition, find, is_deleting, is_true, owned, status
-from nim_rollouts.core.verdicts.pods import diagnose
+from nim_rollouts.core.verdicts.pods import diagnose, refused
 
 KINDS = ("Job", "Pod", "Event")
 _REASONS = {"DeadlineExceeded": "job-deadline-exceeded", "BackoffLimitExceeded": "job-exhausted"}
@@ -32,4 +32,6 @@ def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:
     stage = "job-running" if state.get("ready") else "job-pending"
     message = "the Job's pod runs" if state.get("ready") else "the Job's pod has not started yet"
     trouble = diagnose(objects, owned(objects, "Pod", job))
-    return trouble.verdict(stage, message, evidence) if trouble else progressing(stage, message, evidence)
+    if trouble is not None:
+        return trouble.verdict(stage, message, evidence)
+    return progressing(stage, message, evidence, None if state.get("ready") else refused(objects, [job]))

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from nim_rollouts.core.layers import remedy_of
+
 Object = Mapping[str, Any]
 Snapshot = Mapping[str, Sequence[Object]]
 """Kind -> the objects of that kind, as one namespace (or, for cluster-scoped kinds, the cluster) holds them now.
@@ -65,7 +67,10 @@ class Verdict:
     def in_words(self) -> str:
         """State, message and what it hangs on, for a progress line."""
         text = f"{self.state}: {self.message}"
-        return f"{text}; {self.blocker.message}" if self.blocker else text
+        if self.blocker is None:
+            return text
+        layer = remedy_of(self.blocker.reason).layer
+        return f"{text}; {self.blocker.message} ({layer}, {self.blocker.reason})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a trigger's event or the ledger."""

@@ -34,6 +34,12 @@ def status(obj: Object) -> Mapping[str, Any]:
     return obj.get("status") or {}
 
 
+def count(fields: Mapping[str, Any], name: str, default: int = 0) -> int:
+    """A number among fields; the default where it is missing or null."""
+    value = fields.get(name)
+    return default if value is None else int(value)
+
+
 def labels(obj: Object) -> Mapping[str, str]:
     """metadata.labels, or an empty mapping."""
     return obj["metadata"].get("labels") or {}
@@ -82,7 +88,8 @@ def events_of(objects: Snapshot, obj: Object) -> Iterator[Object]:
 def claims_of(pod: Object) -> list[str]:
     """Names of the volume claims that a pod mounts."""
     volumes = (pod.get("spec") or {}).get("volumes") or ()
-    return [volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume]
+    sources = [volume.get("persistentVolumeClaim") or {} for volume in volumes]
+    return [str(source["claimName"]) for source in sources if source.get("claimName")]
 
 
 def images(obj: Object) -> list[str]:

@@ -10,18 +10,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, Verdict, failed, progressing
+from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, Verdict, failed, progressing, stuck
 from nim_rollouts.core.verdicts.objects import condition, events_of, is_deleting, ref, status
 
+_REFUSED = (
+    r"\b40[123]\b|unauthorized|forbidden|insufficient_scope|payment required|access.denied|\bdenied:|denied$"
+    r"|authorization failed|authentication required|no basic auth credentials|invalid username/password"
+)
+_ABSENT = r"\b404\b|not found|manifest unknown|name unknown|InvalidImageName|parse image|invalid reference"
+_PREAMBLE = (
+    r"^(?:(?:Back-off pulling image|Failed to pull image|failed to pull and unpack image|failed to resolve reference)"
+    r" \"[^\"]*\": |(?:Error: )?ErrImagePull: |rpc error: code = \w+ desc = )+"
+)
 _PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ErrImageNeverPull", "InvalidImageName")
 # Restarts after which a container that does not stay up counts as failed. A container that runs out of memory is
 # failed at once: the same model on the same limits runs out again.
 _CRASHES = 3
+_KILLED = (137, 143)  # ended by SIGKILL, by SIGTERM
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """What is wrong with one pod. `final`: waiting longer cannot help."""
+    """What is wrong with one pod. `final`: waiting longer cannot help; `hangs`: then it is stuck, not failed."""
 
     reason: str
     message: str
@@ -29,11 +39,12 @@ class Trouble:
     final: bool
     shown: bool = False
     """True when the reason itself is to be shown while it is not yet final."""
+    hangs: bool = False
 
     def verdict(self, stage: str, message: str, evidence: list[str]) -> Verdict:
         """The verdict on what the pod belongs to, which is otherwise in `stage`."""
         if self.final:
-            return failed(self.reason, self.message, self.evidence)
+            return (stuck if self.hangs else failed)(self.reason, self.message, self.evidence)
         if self.shown:
             return progressing(self.reason, self.message, [*evidence, *self.evidence])
         return progressing(stage, message, evidence, self.blocker)
@@ -50,11 +61,41 @@ def diagnose(objects: Snapshot, pods: Iterable[Object]) -> Trouble | None:
     return max(found, key=lambda trouble: (trouble.final, trouble.shown), default=None)
 
 
+def refused(objects: Snapshot, makers: Iterable[Object]) -> Blocker | None:
+    """Why Jobs, ReplicaSets or Deployments cannot make pods: a quota, admission, a missing service account."""
+    for maker in makers:
+        texts = [
+            str(one.get("message") or "") for one in [condition(maker, "ReplicaFailure")] if one.get("status") == "True"
+        ]
+        if not texts:
+            texts = [
+                str(event.get("message") or "")
+                for event in events_of(objects, maker)
+                if event.get("reason") == "FailedCreate"
+            ]
+        if texts:
+            reason = "quota-exceeded" if is_quota(texts[-1]) else "pods-refused"
+            message = f"pods cannot be made: {_tail(texts[-1])}"
+            return Blocker(reason, message, [f"{ref(maker)} FailedCreate"])
+    return None
+
+
+def is_quota(text: str) -> bool:
+    """True when a text is a ResourceQuota's refusal (as the API server's admission words it)."""
+    return "exceeded quota" in text or "failed quota" in text
+
+
 def _troubles(objects: Snapshot, pod: Object) -> Iterable[Trouble]:
     scheduling = _scheduling(pod)
     if scheduling:
         yield scheduling
     state = status(pod)
+    if state.get("phase") in ("Succeeded", "Failed"):
+        # What a pod that has ended once met is history; what became of its work is its owner's to say.
+        return
+    mount = _mount(objects, pod)
+    if mount:
+        yield mount
     for container in [*(state.get("initContainerStatuses") or ()), *(state.get("containerStatuses") or ())]:
         waiting = (container.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") in _PULL_REASONS:
@@ -64,11 +105,11 @@ def _troubles(objects: Snapshot, pod: Object) -> Iterable[Trouble]:
                 pod, "container-config", f"container cannot be created: {waiting.get('message')}", final=False
             )
         else:
-            crash = _crash(pod, container, waiting)
+            crash = _crash(objects, pod, container, waiting)
             if crash:
                 yield crash
         if not container.get("ready") and (container.get("state") or {}).get("running"):
-            probe = _startup_probe(objects, pod)
+            probe = _startup_probe(objects, pod, container)
             if probe:
                 yield probe
 
@@ -80,13 +121,26 @@ def _scheduling(pod: Object) -> Trouble | None:
     message = str(scheduled.get("message") or "")
     if "is being deleted" in message:
         reason = "volume-terminating"
-    elif "unbound immediate PersistentVolumeClaims" in message:
+    elif re.search(r"unbound immediate PersistentVolumeClaims|persistentvolumeclaim \S+ not found", message):
         reason = "volume-unbound"
-    elif "Insufficient nvidia.com/gpu" in message:
+    elif "Insufficient nvidia.com/" in message:
         reason = "unschedulable-gpu"
     else:
         reason = "unschedulable"
     return _trouble(pod, reason, f"no node for the pod: {message}", final=False)
+
+
+def _mount(objects: Snapshot, pod: Object) -> Trouble | None:
+    """A volume that the node cannot mount: told by events alone, the pod's status says only ContainerCreating."""
+    state = status(pod)
+    waiting = [(one.get("state") or {}).get("waiting") or {} for one in state.get("containerStatuses") or ()]
+    if not any(one.get("reason") in ("ContainerCreating", "PodInitializing") for one in waiting):
+        return None
+    for event in events_of(objects, pod):
+        if event.get("reason") in ("FailedMount", "FailedAttachVolume"):
+            message = f"a volume of the pod cannot be mounted: {_tail(str(event.get('message') or ''))}"
+            return _trouble(pod, "volume-mount-failing", message, final=False)
+    return None
 
 
 def _pull(objects: Snapshot, pod: Object, container: Mapping[str, Any], waiting: Mapping[str, Any]) -> Trouble:
@@ -102,22 +156,38 @@ def _pull(objects: Snapshot, pod: Object, container: Mapping[str, Any], waiting:
     backed_off = waiting.get("reason") in ("ImagePullBackOff", "InvalidImageName") or any(
         event.get("reason") == "Pulling" and int(event.get("count") or 1) > 1 for event in events
     )
-    message = f"image {image} cannot be pulled: {_tail(text) or waiting.get('reason')}"
+    message = f"image {image} cannot be pulled: {_tail(_cause(text)) or waiting.get('reason')}"
     return _trouble(pod, reason, message, final=final and backed_off, shown=final, state=str(waiting.get("reason")))
 
 
 def _pull_reason(text: str) -> tuple[str, bool]:
     """Slug, and whether another try is pointless."""
-    if re.search(r"\b429\b|toomanyrequests|too many requests", text, re.IGNORECASE):
+    text = registry_words(text)
+    if re.search(r"\b429\b|toomanyrequests|too many requests|rate limit", text, re.IGNORECASE):
         return "image-pull-rate-limited", False
-    if re.search(r"\b40[123]\b|unauthorized|forbidden|insufficient_scope|payment required|denied", text, re.IGNORECASE):
+    if re.search(_REFUSED, text, re.IGNORECASE):
         return "image-pull-unauthorized", True
-    if re.search(r"\b404\b|not found|manifest unknown|name unknown|InvalidImageName|couldn't parse image", text):
+    if re.search(
+        r"\b404\b|not found|manifest unknown|name unknown|InvalidImageName|parse image|invalid reference", text
+    ):
         return "image-pull-not-found", True
     return "image-pull-failing", False
 
 
-def _crash(pod: Object, container: Mapping[str, Any], waiting: Mapping[str, Any]) -> Trouble | None:
+def _cause(text: str) -> str:
+    """A pull error without what kubelet and containerd put before the cause, the image's name again and again."""
+    return re.sub(_PREAMBLE, "", " ".join(text.split()))
+
+
+def registry_words(text: str) -> str:
+    """Without what is quoted and without addresses: an image may be called 401 or denied, and have a tag of numbers;
+    only the registry's own words count."""
+    text = re.sub(r"\\?\"[^\"]*\"", " ", _cause(text))
+    text = re.sub(r"https?://\S*?(?=:?(?:\s|$))", " ", text)
+    return re.sub(r"\S+/\S+:\S+(?=: )", " ", text)
+
+
+def _crash(objects: Snapshot, pod: Object, container: Mapping[str, Any], waiting: Mapping[str, Any]) -> Trouble | None:
     last = (container.get("lastState") or {}).get("terminated") or {}
     restarts = int(container.get("restartCount") or 0)
     looping = waiting.get("reason") == "CrashLoopBackOff"
@@ -128,6 +198,15 @@ def _crash(pod: Object, container: Mapping[str, Any], waiting: Mapping[str, Any]
     if code == 0 and not looping:
         return None
     name = container.get("name")
+    if not out_of_memory and code in _KILLED and probe_said(objects, pod):
+        # The kubelet ended it: the probe's patience is over, the model was still loading.
+        return _trouble(
+            pod,
+            "startup-probe-failing",
+            f"container {name} was ended {restarts} times because its startup probe did not pass in time",
+            final=restarts >= _CRASHES,
+            hangs=True,
+        )
     return _trouble(
         pod,
         "crash-loop-oom" if out_of_memory else "crash-loop",
@@ -137,22 +216,48 @@ def _crash(pod: Object, container: Mapping[str, Any], waiting: Mapping[str, Any]
     )
 
 
-def _startup_probe(objects: Snapshot, pod: Object) -> Trouble | None:
+def _startup_probe(objects: Snapshot, pod: Object, container: Mapping[str, Any]) -> Trouble | None:
+    """A container that runs and has not passed its startup probe yet. Normal for minutes; evidence at the deadline."""
+    if container.get("started"):
+        return None
+    said = probe_said(objects, pod)
+    if said is None and not (container.get("started") is False and _has_startup_probe(pod, container)):
+        return None
+    message = f"container {container.get('name')} runs, its startup probe keeps failing"
+    return _trouble(pod, "startup-probe-failing", f"{message}: {said}" if said else message, final=False)
+
+
+def probe_said(objects: Snapshot, pod: Object) -> str | None:
+    """The kubelet's words on a failed startup probe, if an event with them is left."""
     for event in events_of(objects, pod):
         message = str(event.get("message") or "")
         if event.get("reason") == "Unhealthy" and message.startswith("Startup probe failed"):
-            return _trouble(pod, "startup-probe-failing", f"the startup probe keeps failing: {message}", final=False)
+            return message
+        if event.get("reason") == "Killing" and "failed startup probe" in message:
+            return message
     return None
 
 
+def _has_startup_probe(pod: Object, container: Mapping[str, Any]) -> bool:
+    specs = (pod.get("spec") or {}).get("containers") or ()
+    return any(one.get("name") == container.get("name") and one.get("startupProbe") for one in specs)
+
+
 def _trouble(
-    pod: Object, reason: str, message: str, *, final: bool, shown: bool = False, state: str | None = None
+    pod: Object,
+    reason: str,
+    message: str,
+    *,
+    final: bool,
+    shown: bool = False,
+    hangs: bool = False,
+    state: str | None = None,
 ) -> Trouble:
     where = f"{ref(pod, 'Pod')}" + (f" state={state}" if state else "")
-    return Trouble(reason, " ".join(message.split()), [where], final, shown)
+    return Trouble(reason, " ".join(message.split()), [where], final, shown, hangs)
 
 
 def _tail(text: str, length: int = 220) -> str:
-    """The end of a long pull error: what matters stands last."""
+    """The end of a long error: what matters stands last."""
     text = " ".join(text.split())
     return text if len(text) <= length else f"...{text[-length:]}"

@@ -8,14 +8,24 @@ does Ready count. NotReady and Failed are never final in themselves; the pods sa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from nim_rollouts.core.verdicts import gone as gone_verdict
 from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, Verdict, healthy, progressing
-from nim_rollouts.core.verdicts.objects import condition, find, images, is_deleting, owned_by, selected, status
-from nim_rollouts.core.verdicts.pods import diagnose
+from nim_rollouts.core.verdicts.objects import (
+    condition,
+    count,
+    find,
+    images,
+    is_deleting,
+    owned,
+    owned_by,
+    selected,
+    status,
+)
+from nim_rollouts.core.verdicts.pods import diagnose, is_quota, refused
 
 KINDS = ("NIMService", "NIMCache", "Deployment", "ReplicaSet", "Pod", "PersistentVolumeClaim", "Event")
 _CACHE_REASONS = {
@@ -50,6 +60,8 @@ def judge(objects: Snapshot, desired: Desired | Mapping[str, Any], now: datetime
     state = str(status(service).get("state") or "")
     evidence = [f"NIMService/{wanted.name} state={state or 'none'}", _deployment_evidence(deployment, wanted)]
     spec = service.get("spec") or {}
+    if deployment is not None and (spec.get("scale") or {}).get("enabled"):
+        wanted = replace(wanted, replicas=_scaled(spec, deployment))
     asked = f"{(spec.get('image') or {}).get('repository')}:{(spec.get('image') or {}).get('tag')}"
     if asked != wanted.image:
         message = f"the NIMService asks for {asked}, wanted is {wanted.image}"
@@ -109,11 +121,32 @@ def _rolling_out(
     trouble = diagnose(objects, pods)
     if trouble is not None:
         return trouble.verdict(stage, message, evidence)
-    if deployment is not None and is_complete(deployment, wanted) and wanted.replicas > 0:
+    failing = _not_reconciled(service)
+    if failing is None and deployment is not None and is_complete(deployment, wanted) and wanted.replicas > 0:
         return progressing(
             "model-endpoint-unavailable", "all pods are ready, /v1/models does not answer the operator yet", evidence
         )
-    return progressing(stage, message, evidence, _not_propagated(deployment, wanted, evidence))
+    makers = [deployment, *owned(objects, "ReplicaSet", deployment)] if deployment is not None else []
+    blocker = _not_propagated(deployment, wanted, evidence) or refused(objects, makers) or failing
+    return progressing(stage, message, evidence, blocker)
+
+
+def _not_reconciled(service: Object) -> Blocker | None:
+    """The operator's own error, which it repeats for ever; a blip of it on creation is normal."""
+    why = condition(service, "Failed")
+    if why.get("status") != "True" or why.get("reason") in _CACHE_REASONS or not why.get("message"):
+        return None
+    message = " ".join(str(why["message"]).split())
+    evidence = [f"NIMService/{service['metadata']['name']} Failed={why.get('reason')}"]
+    return Blocker(
+        "quota-exceeded" if is_quota(message) else "reconcile-failed", f"the operator cannot: {message}", evidence
+    )
+
+
+def _scaled(spec: Mapping[str, Any], deployment: Object) -> int:
+    """With an autoscaler the Deployment has the number, from the least that was asked for on."""
+    least = int(((spec.get("scale") or {}).get("hpa") or {}).get("minReplicas") or 1)
+    return max(_replicas(deployment), least)
 
 
 def is_complete(deployment: Object, wanted: Desired) -> bool:
@@ -150,7 +183,7 @@ def _observed(deployment: Object) -> bool:
 
 
 def _replicas(deployment: Object) -> int:
-    return int((deployment.get("spec") or {}).get("replicas", 1))
+    return count(deployment.get("spec") or {}, "replicas", 1)
 
 
 def _progress(deployment: Object | None, wanted: Desired) -> str:

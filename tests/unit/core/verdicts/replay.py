@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,8 @@ import yaml
 
 from nim_rollouts.core.verdicts import Subject, Verdict
 
-RECORDINGS = Path(__file__).resolve().parents[3] / "recordings"
+#: Other recordings of the same shape are judged with RECORDINGS_DIR=/a/folder.
+RECORDINGS = Path(os.environ.get("RECORDINGS_DIR") or Path(__file__).resolve().parents[3] / "recordings").absolute()
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -60,13 +62,21 @@ def subject_of(kind: str, name: str, objects: dict[str, list[dict[str, Any]]], l
     return Subject(kind, name)
 
 
-def verdicts(recording: Recording, reference: str) -> Iterator[tuple[float, Verdict]]:
-    """(t, verdict) after each event, from the subject's first appearance on."""
+def verdicts(recording: Recording, reference: str, *, between: bool = False) -> Iterator[tuple[float, Verdict]]:
+    """(t, verdict) after each event, from the subject's first appearance on.
+
+    :param between: also halfway to the next event, and a minute after the last
+    """
     kind, name = reference.split("/")
     subject, seen = None, False
-    for t, objects in recording.snapshots():
+    times = [event["t"] for event in recording.events]
+    for number, (t, objects) in enumerate(recording.snapshots()):
         seen = seen or any(one["metadata"]["name"] == name for one in objects.get(kind, []))
         if not seen:
             continue
         subject = subject_of(kind, name, objects, subject)
         yield t, subject.judge(objects, START + timedelta(seconds=t))
+        following = times[number + 1] if number + 1 < len(times) else t + 120
+        if between and following > t:
+            halfway = (t + following) / 2
+            yield halfway, subject.judge(objects, START + timedelta(seconds=halfway))

@@ -225,7 +225,9 @@ def test_what_the_operator_says_is_told_and_decides_nothing() -> None:
                   status={"state": "Failed", "conditions": [error]})  # fmt: skip
     verdict = service.judge({"NIMService": [refused]}, service.Desired("s", "r:1"), NOW)
     assert said(verdict) == ("progressing", "rollout-in-progress")
-    assert "the operator says: Service is invalid: spec.ports" in verdict.overdue().message
+    overdue = verdict.overdue()
+    assert said(overdue) == ("stuck", "reconcile-failed")
+    assert "Service is invalid: spec.ports" in overdue.message
 
     error = {"type": "NIM_CACHE_RECONCILE_FAILED", "status": "True", "message": "quota exceeded"}
     waiting = obj("NIMCache", "c", status={"state": "NotReady", "conditions": [error]})
@@ -238,4 +240,6 @@ def test_a_selection_pod_that_has_ended_is_named() -> None:
     pod = obj("Pod", "c-pod", metadata=owner("NIMCache", "c"), status={"phase": "Failed"})
     verdict = cache.judge({"NIMCache": [obj("NIMCache", "c")], "Pod": [pod]}, "c", NOW)
     assert said(verdict) == ("progressing", "cache-preparing")
-    assert "c-pod has ended (Failed)" in verdict.message
+    overdue = verdict.overdue()
+    assert said(overdue) == ("stuck", "selection-pod-ended")
+    assert "has ended (Failed)" in overdue.message and "Pod/c-pod" in " ".join(overdue.evidence)

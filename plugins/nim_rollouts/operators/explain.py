@@ -1,0 +1,72 @@
+"""Finding out why a wait ended badly: what `core.diagnosis` needs besides the snapshot is fetched here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nim_rollouts.core.errors import one_line
+
+if TYPE_CHECKING:
+    from nim_rollouts.core.diagnosis import Diagnosis
+    from nim_rollouts.core.spent import Part
+    from nim_rollouts.core.verdicts import Snapshot, Subject, Verdict
+    from nim_rollouts.operators.base import Stage
+
+LAST_LINES = 30
+# Karpenter's NodeClaims have no namespace; events about such objects are kept in this one.
+_EVENTS_OF_NODES = "default"
+
+
+def explain(
+    stage: Stage, subject: Subject, verdict: Verdict, snapshot: Snapshot, parts: Sequence[Part] = ()
+) -> Diagnosis:
+    """The diagnosis, with log lines and the node provisioner's words where they can be had.
+
+    What cannot be fetched is left out: a diagnosis with less evidence is better than another error in its place.
+    """
+    from nim_rollouts.core.diagnosis import diagnose
+    from nim_rollouts.operators.base import now
+
+    late = verdict.overdue()
+    return diagnose(
+        subject.kind,
+        subject.name,
+        verdict,
+        snapshot,
+        now(),
+        log=_log(stage, subject, snapshot),
+        budget=parts,
+        nodes=_nodes(stage) if late.reason.startswith("unschedulable") else (),
+    )
+
+
+def _log(stage: Stage, subject: Subject, snapshot: Snapshot) -> list[str]:
+    from nim_rollouts.core.diagnosis import log_source
+
+    source = log_source(snapshot, subject.kind, subject.name)
+    if source is None or subject.namespace is None:
+        return []
+    try:
+        text = stage.session.cluster.logs(
+            subject.namespace, source.pod, source.container, previous=source.previous, tail=LAST_LINES
+        )
+    except Exception as error:
+        stage.log.info("the log of %s cannot be read: %s", source.pod, one_line(error))
+        return []
+    return text.splitlines()
+
+
+def _nodes(stage: Stage) -> list[str]:
+    try:
+        events = stage.session.cluster.list("v1", "Event", _EVENTS_OF_NODES)
+    except Exception as error:
+        stage.log.info("the events of nodes cannot be read: %s", one_line(error))
+        return []
+    told = [
+        (str(event.get("lastTimestamp") or ""), f"{event.get('reason')}: {event.get('message')}")
+        for event in events
+        if (event.get("involvedObject") or {}).get("kind") in ("NodeClaim", "NodePool")
+        and event.get("type") == "Warning"
+    ]
+    return list(dict.fromkeys(text for _, text in sorted(told)))[-3:]
