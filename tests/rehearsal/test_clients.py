@@ -39,49 +39,17 @@ from nim_rollouts.core.errors import (
     Superseded,
 )
 from nim_rollouts.core.spec import Addon, Environment
-from rehearsal import supervisor, toolbox
 from rehearsal.config import Rehearsal
+from tests.rehearsal.plane import Plane, standing
 
 PARTS = {"etcd", "kube-apiserver", "kube-controller-manager", "cluster-setup", "kwok", "aws"}
 CHART = "rehearsal/charts/k8s-nim-operator"
 
 
-class Plane:
-    """Control plane and AWS, each part of which can be ended and started again."""
-
-    def __init__(self, state: Path) -> None:
-        self.r, self._lock = supervisor.prepare(state, with_airflow=False)
-        self._supervisor = supervisor.Supervisor(self.r)
-        self._supervisor.parts = [part for part in self._supervisor.parts if part.name in PARTS]
-
-    def start(self) -> None:
-        while not self._supervisor.all_ready:
-            self._supervisor._start_what_can_start()
-            self._supervisor._look()
-            for name, why in self._supervisor.failed.items():
-                pytest.fail(f"{name} {why}:\n" + (self.r.logs / f"{name}.log").read_text()[-2000:])
-            time.sleep(0.1)
-
-    def end(self, name: str) -> None:
-        process = self._supervisor.running.pop(name).process
-        process.send_signal(signal.SIGKILL)  # its graceful end would wait for the very watch under test
-        process.wait(10)
-
-    def close(self) -> None:
-        self._supervisor.end()
-        self._lock.close()
-
-
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toolbox, "aiperf_executable", lambda: Path("/nonexistent"))  # not needed here
-        plane = Plane(tmp_path_factory.mktemp("plane"))
-    try:
-        plane.start()
+    with standing(tmp_path_factory.mktemp("plane"), PARTS) as plane:
         yield plane
-    finally:
-        plane.close()
 
 
 @pytest.fixture(scope="module")
@@ -365,7 +333,8 @@ async def test_the_snapshot_follows(plane: Plane, access: ClusterAccess, cluster
         assert snapshot["Secret"][0]["kind"] == "Secret"
         assert snapshot["NIMBuild"] == []
 
-        await asyncio.to_thread(plane.end, "kube-apiserver")
+        # Its graceful end would wait for the very watch under test.
+        await asyncio.to_thread(plane.end, "kube-apiserver", signal.SIGKILL)
         assert names_in(watch.snapshot()) == ["a"]
         async with asyncio.timeout(20):
             while watch.problem is None:

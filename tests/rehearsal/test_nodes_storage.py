@@ -7,19 +7,16 @@ again here. Pods get no kubelet: they are bound, and end when they are deleted a
 from __future__ import annotations
 
 import asyncio
-import json
-import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 
-from rehearsal import supervisor, toolbox
 from rehearsal.config import Rehearsal
 from rehearsal.kube import Kube, NotFound, Obj, path, path_of
+from tests.rehearsal.plane import Plane, standing
 
 PARTS = {
     "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "cluster-setup", "kwok",
@@ -30,46 +27,10 @@ GPU = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 POOL = {"instanceType": "g5-gpu-karpenter"}
 
 
-class Plane:
-    """A control plane with the parts under test, each of which can be ended and started again."""
-
-    def __init__(self, state: Path) -> None:
-        self.r, self._lock = supervisor.prepare(state, with_airflow=False)
-        (self.r.state / "timing.json").write_text(json.dumps(TIMING))
-        self._supervisor = supervisor.Supervisor(self.r)
-        self._supervisor.parts = [part for part in self._supervisor.parts if part.name in PARTS]
-
-    def start(self) -> None:
-        while not self._supervisor.all_ready:
-            self._supervisor._start_what_can_start()
-            self._supervisor._look()
-            for name, why in self._supervisor.failed.items():
-                pytest.fail(f"{name} {why}:\n" + (self.r.logs / f"{name}.log").read_text()[-2000:])
-            time.sleep(0.1)
-
-    def end(self, name: str) -> None:
-        process = self._supervisor.running.pop(name).process
-        began = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        process.wait(5)
-        assert time.monotonic() - began < 5
-        (self.r.state / "ready" / name).unlink(missing_ok=True)
-
-    def close(self) -> None:
-        self._supervisor.end()
-        self._lock.close()
-
-
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toolbox, "aiperf_executable", lambda: Path("/nonexistent"))  # not needed here
-        plane = Plane(tmp_path_factory.mktemp("plane"))
-    try:
-        plane.start()
+    with standing(tmp_path_factory.mktemp("plane"), PARTS, TIMING) as plane:
         yield plane
-    finally:
-        plane.close()
 
 
 @pytest.fixture

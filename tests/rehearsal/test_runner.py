@@ -18,56 +18,23 @@ from typing import Any
 
 import pytest
 
-from rehearsal import faults, supervisor, toolbox
+from rehearsal import faults
 from rehearsal.config import Rehearsal
 from rehearsal.kube import Kube, NotFound, Obj, path_of
+from tests.rehearsal.plane import Plane, standing
 
 PARTS = {
     "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "cluster-setup", "kwok", "ngc", "runner",
 }  # fmt: skip
 NIM = "nvcr.io/nim/meta/llama-3.1-8b-instruct:1.3.3"
+TIMING = {"image_pull": 0.1, "nim_start": 1, "nim_download": 0.2}
 ALLOCATABLE = {"cpu": "48", "memory": "192Gi", "pods": "110", "nvidia.com/gpu": "4"}
-
-
-class Plane:
-    """The control plane, whose runner can be killed and started again."""
-
-    def __init__(self, state: Path) -> None:
-        self.r, self._lock = supervisor.prepare(state, with_airflow=False)
-        (self.r.state / "timing.json").write_text(json.dumps({"image_pull": 0.1, "nim_start": 1, "nim_download": 0.2}))
-        self._supervisor = supervisor.Supervisor(self.r)
-        self._supervisor.parts = [part for part in self._supervisor.parts if part.name in PARTS]
-
-    def start(self) -> None:
-        while not self._supervisor.all_ready:
-            self._supervisor._start_what_can_start()
-            self._supervisor._look()
-            for name, why in self._supervisor.failed.items():
-                pytest.fail(f"{name} {why}:\n" + (self.r.logs / f"{name}.log").read_text()[-2000:])
-            time.sleep(0.1)
-
-    def end_runner(self, number: signal.Signals) -> None:
-        process = self._supervisor.running.pop("runner").process
-        process.send_signal(number)
-        process.wait(5)
-        (self.r.state / "ready" / "runner").unlink()
-
-    def close(self) -> None:
-        self._supervisor.end()
-        self._lock.close()
 
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toolbox, "aiperf_executable", lambda: Path("/nonexistent"))  # not needed here
-        plane = Plane(tmp_path_factory.mktemp("plane"))
-    try:
-        plane.start()
+    with standing(tmp_path_factory.mktemp("plane"), PARTS, TIMING) as plane:
         yield plane
-    finally:
-        plane.close()
-    assert supervisor.leftovers(plane.r.state) == []
 
 
 @pytest.fixture
@@ -397,7 +364,7 @@ async def test_a_new_runner_goes_on_where_the_old_one_ended(kube: Kube, plane: P
     for name in ("service", "task", "goes"):
         await reaches(kube, name, ready)
     await reaches(kube, "finished", phase("Succeeded"))
-    plane.end_runner(number)
+    plane.end("runner", number)
     await until(lambda: _count("sleep\x00345678", 0))
     await kube.delete(path_of("v1", "Pod", "default", "goes"))
     # Not in a thread: a part is told to end when the thread that started it does (prctl's PDEATHSIG).

@@ -1,0 +1,58 @@
+"""A control plane of a test file's own: some parts of a rehearsal, each of which can be ended and started again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from rehearsal import supervisor, toolbox
+
+
+class Plane:
+    """The named parts under a supervisor that only this test drives."""
+
+    def __init__(self, state: Path, parts: Collection[str], timing: Mapping[str, float]) -> None:
+        self.r, self._lock = supervisor.prepare(state, with_airflow=False)
+        (self.r.state / "timing.json").write_text(json.dumps(dict(timing)))
+        self._supervisor = supervisor.Supervisor(self.r)
+        self._supervisor.parts = [part for part in self._supervisor.parts if part.name in parts]
+
+    def start(self) -> None:
+        """Start what does not run. A part ends with the thread that started it: never call this from a worker's."""
+        while not self._supervisor.all_ready:
+            self._supervisor._start_what_can_start()
+            self._supervisor._look()
+            for name, why in self._supervisor.failed.items():
+                pytest.fail(f"{name} {why}:\n" + (self.r.logs / f"{name}.log").read_text()[-2000:])
+            time.sleep(0.1)
+
+    def end(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """End one part, as every part must end: within 5 s."""
+        process = self._supervisor.running.pop(name).process
+        process.send_signal(number)
+        process.wait(5)
+        (self.r.state / "ready" / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._supervisor.end()
+        self._lock.close()
+
+
+@contextmanager
+def standing(state: Path, parts: Collection[str], timing: Mapping[str, float] | None = None) -> Iterator[Plane]:
+    """The parts, up; ended afterwards with nothing left. `timing`: the stand-ins' durations, in seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toolbox, "aiperf_executable", lambda: Path("/nonexistent"))  # not needed here
+        plane = Plane(state, parts, timing or {})
+    try:
+        plane.start()
+        yield plane
+    finally:
+        plane.close()
+    assert supervisor.leftovers(plane.r.state) == []
