@@ -15,6 +15,7 @@ import pytest
 
 from rehearsal import config, supervisor
 from tests.rehearsal.live import Live
+from tests.rehearsal.ports import open_ports
 from tests.rehearsal.secrets_watch import CommandLines, forms
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,19 +64,6 @@ def live(canary: str, command_lines: CommandLines, request: pytest.FixtureReques
             print(f"\nthe rehearsal's logs are kept in {state / 'logs'}", file=sys.stderr)
         else:
             shutil.rmtree(state, ignore_errors=True)
-
-
-def open_ports(r: config.Rehearsal) -> list[str]:
-    """Names of the rehearsal's ports on which somebody listens."""
-    import socket
-
-    found = []
-    for name, port in r.ports.items():
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                found.append(name)
-    return found
 
 
 def _command(environment: dict[str, str], verb: str, seconds: float, *, check: bool = True) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rehearsal import config, supervisor
+from tests.rehearsal.ports import open_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,15 +31,6 @@ def _command(state: Path, *arguments: str, **more: str) -> subprocess.CompletedP
     )
 
 
-def _open_ports(ports: dict[str, int]) -> list[str]:
-    found = []
-    for name, port in ports.items():
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                found.append(name)
-    return found
-
-
 def test_two_rehearsals_stand_side_by_side_and_leave_nothing(tmp_path: Path) -> None:
     states = [tmp_path / "one", tmp_path / "two"]
     try:
@@ -49,7 +40,7 @@ def test_two_rehearsals_stand_side_by_side_and_leave_nothing(tmp_path: Path) -> 
         known = [config.load(state) for state in states]
         assert known[0].block != known[1].block
         assert not set(known[0].ports.values()) & set(known[1].ports.values())
-        assert "apiserver" in _open_ports(known[0].ports)
+        assert "apiserver" in open_ports(known[0])
 
         pid = known[0].supervisor_pid
         again = _command(states[0], "up", "--without-airflow")
@@ -64,7 +55,7 @@ def test_two_rehearsals_stand_side_by_side_and_leave_nothing(tmp_path: Path) -> 
             _command(state, "down")
     for state, r in zip(states, known, strict=True):
         assert supervisor.leftovers(state) == []
-        assert _open_ports(r.ports) == []
+        assert open_ports(r) == []
         with pytest.raises(config.NotUp):
             config.load(state)
 
@@ -107,7 +98,7 @@ def test_a_killed_supervisor_is_cleaned_up_after(tmp_path: Path) -> None:
         result = _command(state, "down")
     assert result.returncode == 0, result.stderr
     assert supervisor.leftovers(state) == []
-    assert _open_ports(r.ports) == []
+    assert open_ports(r) == []
 
 
 def test_a_part_that_dies_later_is_reported_and_ends_nothing_else(tmp_path: Path) -> None:
