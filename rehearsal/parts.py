@@ -107,33 +107,41 @@ def _control_plane(r: Rehearsal) -> list[Part]:
         Part("kube-controller-manager", controller_manager, ("kube-apiserver",), always),
         Part("kube-scheduler", [binary, "kube-scheduler", kubeconfig, "--leader-elect=false", "--secure-port=0"],
              ("kube-apiserver",), always),
-        Part("cluster-setup", [r.python, "-m", "rehearsal.cluster_setup"], ("kube-apiserver",), once=True),
+        Part("cluster-setup", _module(r, "cluster_setup"), ("kube-apiserver",), once=True),
         # The names in runner/bin make `kubectl exec` enter the pod instead of running beside it.
         Part("kwok", kwok, ("cluster-setup",), port_open(port["kwok"]),
              env={"PATH": f"{r.root / 'rehearsal' / 'runner' / 'bin'}:{os.environ.get('PATH', os.defpath)}"}),
     ]  # fmt: skip
 
 
-def _stand_ins(r: Rehearsal) -> list[Part]:
-    def module(name: str) -> list[str]:
-        return [r.python, "-m", f"rehearsal.{name}"]
+def _module(r: Rehearsal, name: str) -> list[str]:
+    return [r.python, "-m", f"rehearsal.{name}"]
 
+
+def _clouds(r: Rehearsal) -> list[Part]:
+    """The stand-ins that need no cluster."""
     return [
-        Part("aws", module("aws"), ready=http_ok(r.url("aws") + "/healthz")),
-        Part("aws-bootstrap", module("aws.bootstrap"), ("aws",), once=True, patience=120),
-        Part("ngc", module("ngc"), ready=http_ok(r.url("ngc") + "/healthz")),
-        Part("runner", module("runner"), ("cluster-setup",), marked_ready(r, "runner")),
-        Part("nodes", module("nodes"), ("cluster-setup",), marked_ready(r, "nodes")),
-        Part("storage", module("storage"), ("cluster-setup", "aws"), marked_ready(r, "storage")),
+        Part("aws", _module(r, "aws"), ready=http_ok(r.url("aws") + "/healthz")),
+        Part("aws-bootstrap", _module(r, "aws.bootstrap"), ("aws",), once=True, patience=120),
+        Part("ngc", _module(r, "ngc"), ready=http_ok(r.url("ngc") + "/healthz")),
+    ]
+
+
+def _kubelets(r: Rehearsal) -> list[Part]:
+    """The stand-ins that work in the cluster."""
+    return [
+        Part("runner", _module(r, "runner"), ("cluster-setup",), marked_ready(r, "runner")),
+        Part("nodes", _module(r, "nodes"), ("cluster-setup",), marked_ready(r, "nodes")),
+        Part("storage", _module(r, "storage"), ("cluster-setup", "aws"), marked_ready(r, "storage")),
     ]
 
 
 def all_parts(r: Rehearsal) -> list[Part]:
     """Every part, in an order in which each one's needs stand before it."""
-    parts = _stand_ins(r)[:3] + _control_plane(r) + _stand_ins(r)[3:]
+    parts = _clouds(r) + _control_plane(r) + _kubelets(r)
     if r.with_airflow:
         parts = [
-            Part("database", [r.python, "-m", "rehearsal.airflow"], once=True, patience=180),
+            Part("database", _module(r, "airflow"), once=True, patience=180),
             Part("postgres", airflow.postgres_argv(r), ("database",), port_open(r.ports["postgres"])),
             *parts,
         ]
