@@ -218,10 +218,8 @@ class Supervisor:
             _end_process(entry.process, signal.SIGKILL if kill else signal.SIGTERM)
         self.stop.wait(away_s)
         with self._lock:
+            # `run` starts it: a part dies with the thread that started it (PR_SET_PDEATHSIG), and this one ends soon.
             self.away.discard(name)
-            if self.stop.is_set():
-                return
-            self.start(part)
         deadline = time.monotonic() + part.patience
         while not self._is_ready(name) and not self.stop.is_set():
             if name in self.failed or time.monotonic() > deadline:
