@@ -95,7 +95,7 @@ CATALOGUE: Mapping[str, Fault] = {
         acts_in="runner",
         settings={
             "pods": Setting(str, "whose", default="any", choices=("any", "cache", "service")),
-            "status": Setting(int, "HTTP status of the refusal", default=401, choices=(401, 403, 404, 429, 500)),
+            "status": Setting(int, "HTTP status of the refusal", default=401, choices=(401, 402, 403, 404, 429, 500)),
         },
     ),
     "no-capacity": Fault(

@@ -95,10 +95,10 @@ def login(secret: Obj, host: str = HOST) -> Credentials | None:
 
 
 def refusal(image: str, status: int) -> PullError:
-    """The registry's refusal with this HTTP status; bad credentials (401) are told by the token endpoint."""
+    """The registry's refusal with this HTTP status; what a key may not do (401 to 403) the token endpoint tells."""
     repository, tag = split_image(image)
     host, _, name = repository.partition("/")
-    return PullError(words(image, host, name, tag or "latest", status, token=status == 401))
+    return PullError(words(image, host, name, tag or "latest", status, token=status in (401, 402, 403)))
 
 
 def words(image: str, host: str, name: str, tag: str, status: int, *, token: bool) -> str:

@@ -49,7 +49,7 @@ def _ngc(status: int, layer: str, *reasons: str) -> Case:
 REFUSED = [
     _ngc(401, "ngc-auth", "ngc-key-invalid", "ngc-key-refused"),
     _ngc(402, "entitlement", "ngc-not-entitled"),
-    _ngc(403, "entitlement", "ngc-not-entitled"),
+    _ngc(403, "entitlement", "ngc-not-entitled", "ngc-key-forbidden"),
     _ngc(404, "ngc", "ngc-image-not-found"),
     _ngc(429, "rate-limit", "ngc-rate-limited"),
 ]
@@ -66,7 +66,7 @@ SHORT = [
         "the service's image cannot be pulled",
         orders=(("image-pull", "pods=service", "status=401"),),
         task="wait_service",
-        layers=_of("image-pull"),
+        layers=_of("ngc-auth"),
         reasons=_of("image-pull-unauthorized"),
         evidence=waiting(*PULLS),
     ),
@@ -87,7 +87,7 @@ WHOLE = [
         orders=(("no-capacity",),),
         task="wait_cache",
         layers=_of("capacity"),
-        reasons=_of("insufficient-capacity"),
+        reasons=_of("unschedulable-gpu", "unschedulable"),
         evidence=event("FailedScheduling", "required offering"),
         within_s=NODE_LAUNCH_S + 15,
         patience_s=540,
