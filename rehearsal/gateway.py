@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import resource
 import signal
 import socket
 import ssl
@@ -53,7 +54,12 @@ class Gateway:
             looking = asyncio.create_task(self._look())
             try:
                 while True:
-                    client, _ = await loop.sock_accept(listener)
+                    try:
+                        client, _ = await loop.sock_accept(listener)
+                    except OSError as error:  # no descriptor is left, or the client has gone again
+                        log.warning("not accepted: %s", error)
+                        await asyncio.sleep(0.1)
+                        continue
                     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     refuse = self._storm is not None and self._shares.hit()
                     task = asyncio.create_task(self._refuse(client) if refuse else self._pass(client))
@@ -165,6 +171,9 @@ def answer(storm: dict[str, Any]) -> bytes:
 
 
 async def main() -> None:
+    # Two descriptors a connection, and a client may hold a thousand.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     work = asyncio.create_task(Gateway(config.load()).run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
