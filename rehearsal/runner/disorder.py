@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 NIM_IMAGES = "nvcr.io/nim/"
 OPERATOR_IMAGES = "nvcr.io/nvidia/cloud-native/k8s-nim-operator:"
 LOOK_S = 0.5
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 10.0, 300.0
+"""A kubelet's pauses between starts of a container that keeps ending."""
 
 
 def crash(container: Container) -> dict[str, Any] | None:
@@ -64,9 +66,16 @@ def _away(container: Container) -> bool:
 
 
 async def held(container: Container) -> None:
-    """Return when the container may start: not while `operator-away` meets it."""
-    told = False
+    """Return when the container may start: not while `operator-away` meets it. Meanwhile it looks as if each start
+    that a kubelet tries after 10, 20, 40 s.. failed at once, so that the restarts count up."""
+    told, loop = False, asyncio.get_running_loop()
+    pause, due = FIRST_PAUSE_S, loop.time() + FIRST_PAUSE_S
     while _away(container):
+        if container.state.last_state and loop.time() >= due:
+            container.state.restart_count += 1
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+            due = loop.time() + pause
+            container.worker.touch()
         if not told:
             meta = container.worker.pod["metadata"]
             pod = f"{meta['name']}_{meta['namespace']}({meta['uid']})"
