@@ -122,6 +122,7 @@ def _stand_ins(r: Rehearsal) -> list[Part]:
         Part("aws", module("aws"), ready=http_ok(r.url("aws") + "/healthz")),
         Part("aws-bootstrap", module("aws.bootstrap"), ("aws",), once=True, patience=120),
         Part("ngc", module("ngc"), ready=http_ok(r.url("ngc") + "/healthz")),
+        Part("gateway", module("gateway"), ready=port_open(r.ports["gateway"])),
         Part("runner", module("runner"), ("cluster-setup",), marked_ready(r, "runner")),
         Part("nodes", module("nodes"), ("cluster-setup",), marked_ready(r, "nodes")),
         Part("storage", module("storage"), ("cluster-setup", "aws"), marked_ready(r, "storage")),
@@ -130,7 +131,7 @@ def _stand_ins(r: Rehearsal) -> list[Part]:
 
 def all_parts(r: Rehearsal) -> list[Part]:
     """Every part, in an order in which each one's needs stand before it."""
-    parts = _stand_ins(r)[:3] + _control_plane(r) + _stand_ins(r)[3:]
+    parts = _stand_ins(r)[:4] + _control_plane(r) + _stand_ins(r)[4:]
     if r.with_airflow:
         parts = [
             Part("database", [r.python, "-m", "rehearsal.airflow"], once=True, patience=180),
