@@ -58,7 +58,9 @@ class FaultProxy:
     def lists(self, path_end: str) -> int:
         """Lists of a kind that were answered."""
         return sum(
-            1 for path, query, status in self.asked if path.endswith(path_end) and status == 200 and "watch" not in query
+            1
+            for path, query, status in self.asked
+            if path.endswith(path_end) and status == 200 and "watch" not in query
         )
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nim_rollouts.clients.answers import Answer, Gone, NotServed, Refused, lines
 from nim_rollouts.clients.resources import api_version_of, path_of
-from nim_rollouts.clients.slim import SELECTORS, Object, key_of, owners_of, parse, same, slim
+from nim_rollouts.clients.slim import SELECTORS, Object, handles, key_of, owners_of, parse, same, slim
 from nim_rollouts.core.errors import redact
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _WATCH_S = (300, 600)
 # Bookmarks come every minute or a little later (kube-apiserver: 1 to 1.25 min), so a watch that has said nothing for
 # this long is dead, or of a kind without bookmarks (Events); either way it is replaced.
 _SILENCE_S = 90.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 # A watch that lasted shorter was no success.
 _SHORT_S = 5.0
 # How often a kind that the server does not (yet) serve is asked for again.
@@ -59,6 +59,8 @@ class Feed:
         self.objects: dict[tuple[str, str], Object] = {}
         self.children: dict[str, set[str]] = {}
         """Name of an owner -> names of the objects of this kind that it has."""
+        self.index: dict[str, dict[tuple[str, str], Object]] = {}
+        """Handle (`slim.handles`) -> the objects that have it."""
         self.is_synced = False
         self._api_version = api_version_of(kind)
         self._path = path_of(self._api_version, kind, namespace)
@@ -187,7 +189,7 @@ class Feed:
         differing = [one for key, one in objects.items() if not same(before.get(key), one)]
         gone = [one for key, one in before.items() if key not in objects]
         self.objects, self._list_cache = objects, None
-        self.children = {}
+        self.children, self.index = {}, {}
         for one in objects.values():
             self._adopt(one)
         self.is_synced = True
@@ -197,12 +199,10 @@ class Feed:
     def _take(self, type_: str, obj: Object) -> None:
         key = key_of(obj)
         before = self.objects.get(key)
+        if before is not None:
+            self._disown(key, before)
         if type_ == "DELETED":
             self.objects.pop(key, None)
-            for owner in owners_of(obj):
-                self.children.get(owner, set()).discard(key[1])
-                if not self.children.get(owner):
-                    self.children.pop(owner, None)
         else:
             self.objects[key] = obj
             self._adopt(obj)
@@ -211,16 +211,35 @@ class Feed:
             self._changed(self, [obj], False)
 
     def _adopt(self, obj: Object) -> None:
+        key = key_of(obj)
+        for handle in handles(obj):
+            self.index.setdefault(handle, {})[key] = obj
         # Events are about objects; nothing is below them.
         if self.kind != "Event":
             for owner in owners_of(obj):
-                self.children.setdefault(owner, set()).add(obj["metadata"]["name"])
+                self.children.setdefault(owner, set()).add(key[1])
+
+    def _disown(self, key: tuple[str, str], obj: Object) -> None:
+        for handle in handles(obj):
+            _discard(self.index, handle, key)
+        for owner in owners_of(obj):
+            children = self.children.get(owner, set())
+            children.discard(key[1])
+            if not children:
+                self.children.pop(owner, None)
 
     def _note(self, problem: str | None) -> None:
         turned = (problem is None) != (self.problem is None)
         self.problem = problem
         if turned:
             self._troubled(self)
+
+
+def _discard(index: dict[str, dict[tuple[str, str], Object]], handle: str, key: tuple[str, str]) -> None:
+    found = index.get(handle, {})
+    found.pop(key, None)
+    if not found:
+        index.pop(handle, None)
 
 
 class _Getter:

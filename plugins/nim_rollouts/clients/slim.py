@@ -9,14 +9,20 @@ from typing import Any
 
 Object = dict[str, Any]
 
-# A Normal event says what the objects say themselves; in a busy namespace they are most of all bytes.
-SELECTORS = {"Event": "type!=Normal"}
+# What these events say, the objects say themselves; in a busy namespace they are most of all events. (Not all Normal
+# ones go: how often a kubelet has begun to pull tells a blip of the registry from its refusal.)
+NOISE = (
+    "Scheduled", "Pulled", "Created", "Started", "Killing", "SuccessfulCreate", "SuccessfulDelete", "ScalingReplicaSet",
+)  # fmt: skip
+SELECTORS = {"Event": ",".join(f"reason!={reason}" for reason in NOISE)}
 
 _EVENT_FIELDS = (
     "apiVersion", "kind", "type", "reason", "message", "involvedObject", "count", "series", "source",
     "firstTimestamp", "lastTimestamp", "eventTime", "reportingComponent",
 )  # fmt: skip
 _EVENT_METADATA = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
+_POD_FIELDS = ("nodeName", "nodeSelector", "serviceAccountName", "imagePullSecrets", "restartPolicy")
+_CONTAINER_FIELDS = ("name", "image", "command", "args", "resources", "startupProbe")
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
@@ -30,8 +36,9 @@ def _interned(pairs: list[tuple[str, Any]]) -> Object:
 
 
 def slim(obj: Object) -> Object:
-    """The object without what no verdict reads: managedFields, kubectl's copy of the manifest, the environment of
-    containers, schemas of custom resources, images and heartbeats of nodes, all but the facts of an event."""
+    """The object without what no verdict reads: managedFields, kubectl's copy of the manifest, most of a pod's spec
+    (its environment, too), schemas of custom resources, images and heartbeats of nodes, all but the facts of an event.
+    """
     metadata = obj["metadata"]
     metadata.pop("managedFields", None)
     if (annotations := metadata.get("annotations")) is not None:
@@ -49,19 +56,27 @@ def slim(obj: Object) -> Object:
         for one in status.get("conditions") or ():
             one.pop("lastHeartbeatTime", None)
     else:
-        _without_environment(obj)
+        _slim_pod(obj)
     return obj
 
 
-def _without_environment(obj: Object) -> None:
+def _slim_pod(obj: Object) -> None:
+    """Of a pod, and of the pods that a workload makes: where it may run, what it runs, and what it mounts."""
     spec = obj.get("spec") or {}
     template = spec.get("template")
-    pod = template.get("spec") or {} if isinstance(template, dict) else spec
+    if isinstance(template, dict) and isinstance(template.get("spec"), dict):
+        template["spec"] = _pod_spec(template["spec"])
+    elif obj["kind"] == "Pod":
+        obj["spec"] = _pod_spec(spec)
+
+
+def _pod_spec(spec: Object) -> Object:
+    small = {field: spec[field] for field in _POD_FIELDS if field in spec}
     for field in ("containers", "initContainers"):
-        containers = pod.get(field)
-        for one in containers if isinstance(containers, list) else ():
-            if isinstance(one, dict):
-                one.pop("env", None)
+        if field in spec:
+            small[field] = [{name: one[name] for name in _CONTAINER_FIELDS if name in one} for one in spec[field]]
+    claims = [one for one in spec.get("volumes") or () if "persistentVolumeClaim" in one]
+    return {**small, "volumes": claims} if claims else small
 
 
 def same(one: Object | None, other: Object) -> bool:

@@ -2,7 +2,7 @@
 
 There is one list and watch per event loop, environment, kind and namespace, however many wait: begun by the first who
 asks, ended with the last. It is level-triggered: who comes late sees at once what is there. Everyone reads the same
-objects, and is woken only by those that may have to do with what it waits for.
+objects, and is woken by, and shown, only those that may have to do with what it waits for.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Watch:
     ```
 
     :param namespace: None for cluster-scoped kinds
-    :param about: names of what is waited for; changes of what has nothing to do with them wake nobody. None: all do.
-        The snapshot holds everything in any case, and belongs to everybody: it is not to be altered.
+    :param about: names of what is waited for; what has nothing to do with them (`slim.handles`) is not in the
+        snapshot and wakes nobody. None: everything is. The objects belong to everybody: they are not to be altered.
     """
 
     def __init__(
@@ -81,7 +81,15 @@ class Watch:
 
     def snapshot(self) -> Snapshot:
         """The objects as last seen."""
-        return {kind: feed.items for kind, feed in self._feeds.items() if feed.is_synced}
+        return {kind: self._of(feed) for kind, feed in self._feeds.items() if feed.is_synced}
+
+    def _of(self, feed: Feed) -> list[Object]:
+        if self.about is None or is_for_all(self, feed.kind):
+            return feed.items
+        found: dict[tuple[str, str], Object] = {}
+        for name in self.handles:
+            found.update(feed.index.get(name, ()))
+        return list(found.values())
 
     async def next(self, timeout_s: float) -> Snapshot | None:
         """The snapshot, once it has changed since the last call; None after `timeout_s` seconds without a change.
@@ -101,6 +109,11 @@ class Watch:
     def wake(self) -> None:
         """There is something new to see."""
         self._changed.set()
+
+
+def is_for_all(watch: Watch, kind: str) -> bool:
+    """Who waits in a namespace sees all that is cluster-scoped: a node has to do with any pod, whatever its name."""
+    return watch.namespace is not None and not is_namespaced(kind)
 
 
 class Hub:
@@ -134,8 +147,7 @@ class Hub:
         feeds = {kind: self._feed(kind, watch.namespace if is_namespaced(kind) else None) for kind in watch.kinds}
         for kind, feed in feeds.items():
             self._watches[feed].add(watch)
-            # A node has to do with every pod, whatever its name.
-            if watch.about is None or (watch.namespace is not None and not is_namespaced(kind)):
+            if watch.about is None or is_for_all(watch, kind):
                 self._by_any[feed].add(watch)
         watch._feeds = feeds
         for name in watch.about or ():
