@@ -64,7 +64,10 @@ class Probe(BaseTrigger):
                     (folder / "collect").unlink()
                     gc.collect()
                     late = []
-                out.write(json.dumps({"at": time.time(), "late": late, "rss": _rss(), "cpu": round(time.process_time(), 1)}) + "\n")
+                out.write(
+                    json.dumps({"at": time.time(), "late": late, "rss": _rss(), "cpu": round(time.process_time(), 1)})
+                    + "\n"
+                )
         yield TriggerEvent("stopped")
 
 
