@@ -48,7 +48,7 @@ class Runner(TriggerRunner):
 
 
 class Supervisor(TriggerRunnerSupervisor):
-    """Airflow's supervisor. Its triggers come from the spec: the first with the probe, the others once `go` is there."""
+    """Airflow's supervisor. Its triggers are the spec's: the first with the probe, the others once `go` is there."""
 
     @classmethod
     def run_in_process(cls) -> None:
