@@ -90,7 +90,7 @@ CATALOGUE: Mapping[str, Fault] = {
         acts_in="runner",
         settings={"gpu": Setting(str, "product name of that GPU", default="GB300")},
     ),
-    "image-pull": Fault(
+    "pull-refused": Fault(
         "nodes cannot pull NIM images, although the registry lets the one ask that started the rollout",
         acts_in="runner",
         settings={

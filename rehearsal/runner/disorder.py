@@ -40,10 +40,10 @@ def command(container: Container, argv: list[str]) -> list[str]:
 
 
 def pull_refusal(container: Container) -> int | None:
-    """The HTTP status with which `image-pull` refuses this container's image now."""
+    """The HTTP status with which `pull-refused` refuses this container's image now."""
     if not container.image.startswith(NIM_IMAGES):
         return None
-    fault = faults.get(container.worker.kubelet.r, "image-pull")
+    fault = faults.get(container.worker.kubelet.r, "pull-refused")
     if fault is None:
         return None
     owners = container.worker.pod["metadata"].get("ownerReferences") or [{}]

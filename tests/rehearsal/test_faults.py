@@ -64,7 +64,7 @@ SHORT = [
     ),
     Case(
         "the service's image cannot be pulled",
-        orders=(("image-pull", "pods=service", "status=401"),),
+        orders=(("pull-refused", "pods=service", "status=401"),),
         task="wait_service",
         layers=_of("ngc-auth"),
         reasons=_of("image-pull-unauthorized"),
@@ -75,7 +75,7 @@ SHORT = [
 WHOLE = [
     Case(
         "the cache's image is not there",
-        orders=(("image-pull", "pods=cache", "status=404"),),
+        orders=(("pull-refused", "pods=cache", "status=404"),),
         task="wait_cache",
         layers=_of("image-pull"),
         reasons=_of("image-pull-not-found"),

@@ -404,7 +404,7 @@ async def test_a_pull_can_be_refused_although_the_node_had_the_image(kube: Kube,
     container = {"image": NIM, "command": ["sh", "-c", "sleep 1000"]}
     await create(kube, pod("before", container=container, imagePullSecrets=secret))
     await reaches(kube, "before", ready)
-    faults.order(r, "image-pull", status=403)
+    faults.order(r, "pull-refused", status=403)
     await create(kube, pod("after", container=container, imagePullSecrets=secret))
     refused = main_of(await reaches(kube, "after", waiting("ErrImagePull")))["state"]["waiting"]["message"]
     assert refused.endswith("403 Forbidden")

@@ -42,7 +42,7 @@ def container(r: State, image: str = NIM, owner: str = "ReplicaSet", **spec: Any
     [("any", {"ReplicaSet", "Job", "NIMCache"}), ("service", {"ReplicaSet"}), ("cache", {"Job", "NIMCache"})],
 )
 def test_whose_pulls_are_refused(r: State, pods: str, met: set[str]) -> None:
-    faults.order(r, "image-pull", pods=pods, status=403)
+    faults.order(r, "pull-refused", pods=pods, status=403)
     owners = ("ReplicaSet", "Job", "NIMCache")
     assert {owner for owner in owners if disorder.pull_refusal(container(r, owner=owner)) == 403} == met
     assert disorder.pull_refusal(container(r, OPERATOR)) is None
