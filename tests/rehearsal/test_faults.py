@@ -62,6 +62,8 @@ SHORT = [
         reasons=_of("no-matching-profile"),
         evidence=cache_says("no profiles are selected"),
     ),
+]
+WHOLE = [
     Case(
         "the service's image cannot be pulled",
         orders=(("pull-refused", "pods=service", "status=401"),),
@@ -71,8 +73,6 @@ SHORT = [
         evidence=waiting(*PULLS),
     ),
     Case("an error storm", meanwhile=("wait_cache", for_a_while(12, "error-storm", "status=429"))),
-]
-WHOLE = [
     Case(
         "the cache's image is not there",
         orders=(("pull-refused", "pods=cache", "status=404"),),
