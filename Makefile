@@ -68,8 +68,8 @@ test: lint ## lint, the unit tests and one real rollout with its short checks
 test-all: lint ## the same with the slow tests
 	@$(RUN) pytest $(ARGS)
 
-bench-%: setup ## run a measurement of benchmarks/, as in `make bench-parse`
-	@$(VENV)/python benchmarks/$*.py $(ARGS)
+bench-%: setup ## run a measurement of benchmarks/, as in `make bench-waiting`
+	@$(RUN) benchmarks.$* $(ARGS)
 
 lock: setup ## pin anew what pyproject.toml asks for, in the requirements files
 	@scripts/lock

@@ -1,4 +1,4 @@
-"""The rehearsal's command line: up, down, status, kubeconfig, fault."""
+"""The rehearsal's command line: up, down, status, restart, kubeconfig, fault."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--without-airflow", action="store_true", help="the cluster and the cloud alone")
     commands.add_parser("down", help="end every process that was started")
     commands.add_parser("status", help="every part, its state and its log")
+    again = commands.add_parser("restart", help="end one part, start it again, and wait until it works")
+    again.add_argument("part", help="as `status` calls it, such as kube-apiserver")
+    again.add_argument("--away", type=float, default=0.0, metavar="S", help="seconds between its end and its start")
+    again.add_argument("--kill", action="store_true", help="end it by SIGKILL")
     commands.add_parser("kubeconfig", help="print the path of the admin's kubeconfig")
     commands.add_parser("fault", help="order a fault at a stand-in: fault NAME [key=value ...], --list, --clear")
     return parser
@@ -137,6 +141,23 @@ def down(state: Path) -> int:
     return 0
 
 
+def restart(state: Path, part: str, away_s: float, *, kill: bool) -> int:
+    """Restart one part. 0 once it is ready again, 1 with what is wrong, 3 when nothing is up."""
+    connection = _connect(state)
+    if connection is None:
+        print("not up")
+        return 3
+    with connection:
+        connection.sendall(f"restart {part} {away_s} {'kill' if kill else 'term'}\n".encode())
+        connection.settimeout(away_s + 240)  # the most patient part has 180 s to become ready
+        said = connection.recv(4096).decode().strip()
+    if said != "ok":
+        print(said or "the supervisor ended meanwhile", file=sys.stderr)
+        return 1
+    print(f"{part} is back")
+    return 0
+
+
 def status(state: Path) -> int:
     if not _alive(state):
         print("not up")
@@ -159,6 +180,8 @@ def main() -> int:
             return down(state)
         if arguments.command == "status":
             return status(state)
+        if arguments.command == "restart":
+            return restart(state, arguments.part, arguments.away, kill=arguments.kill)
         if arguments.command == "kubeconfig":
             print(config.load(state).kubeconfig)
             return 0

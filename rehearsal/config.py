@@ -74,7 +74,7 @@ class Rehearsal:
         return self.state / "ngc-key"
 
     def url(self, part: str) -> str:
-        scheme = "https" if part == "apiserver" else "http"
+        scheme = "https" if part in ("apiserver", "gateway") else "http"
         return f"{scheme}://127.0.0.1:{self.ports[part]}"
 
     def path(self, name: str) -> Path:

@@ -85,6 +85,69 @@ CATALOGUE: Mapping[str, Fault] = {
             "reason": Setting(str, "reason in the container's terminated state", default="OOMKilled"),
         },
     ),
+    "no-profile": Fault(
+        "NIM images offer profiles for another GPU alone",
+        acts_in="runner",
+        settings={"gpu": Setting(str, "product name of that GPU", default="GB300")},
+    ),
+    "pull-refused": Fault(
+        "nodes cannot pull NIM images, although the registry lets the one ask that started the rollout",
+        acts_in="runner",
+        settings={
+            "pods": Setting(str, "whose", default="any", choices=("any", "cache", "service")),
+            "status": Setting(int, "HTTP status of the refusal", default=401, choices=(401, 402, 403, 404, 429, 500)),
+        },
+    ),
+    "no-capacity": Fault(
+        "the cloud has no instances of some types: nodes do not start",
+        acts_in="nodes",
+        settings={"instance_type": Setting(str, "pattern with * and ?", default="[gp]*")},
+    ),
+    "claim-unbound": Fault(
+        "volume claims are not bound: the storage driver is refused",
+        acts_in="storage",
+        settings={
+            "code": Setting(
+                str,
+                "AWS error code",
+                default="AccessDeniedException",
+                choices=("AccessDeniedException", "AccessPointLimitExceeded", "FileSystemNotFound"),
+            ),
+        },
+    ),
+    "slow-start": Fault(
+        "NIM servers take long to start",
+        acts_in="NIM server",
+        settings={"start_s": Setting(float, "seconds from start to ready", default=60.0, minimum=0)},
+    ),
+    "health-flaps": Fault(
+        "/v1/health/ready of NIM servers answers 503 now and then",
+        acts_in="NIM server",
+        settings={
+            "up_s": Setting(float, "seconds of 200", default=4.0, minimum=0),
+            "down_s": Setting(float, "seconds of 503 after them", default=2.0, minimum=0.1),
+        },
+    ),
+    "models-endpoint": Fault(
+        "/v1/models of NIM servers answers an error while their health is fine",
+        acts_in="NIM server",
+        settings={"status": Setting(int, "HTTP status", default=500, choices=(404, 500, 503))},
+    ),
+    "operator-away": Fault("the NIM operator's process is killed and cannot start", acts_in="runner"),
+    "watch-cut": Fault(
+        "every connection of Airflow's to the API server is reset, again and again",
+        acts_in="gateway",
+        settings={"every_s": Setting(float, "seconds from cut to cut", default=5.0, minimum=0.5)},
+    ),
+    "error-storm": Fault(
+        "the API server answers Airflow with an error",
+        acts_in="gateway",
+        settings={
+            "status": Setting(int, "HTTP status", default=429, choices=(429, 500, 503)),
+            "percent": Setting(float, "share of connections that get it in %", default=100.0, minimum=0, maximum=100),
+            "retry_after_s": Setting(int, "Retry-After of 429 and 503 in seconds", default=1, minimum=0),
+        },
+    ),
     "benchmark-errors": Fault(
         "a share of the inference requests of a load test is answered 500",
         acts_in="NIM server",

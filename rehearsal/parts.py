@@ -124,6 +124,7 @@ def _clouds(r: Rehearsal) -> list[Part]:
         Part("aws", _module(r, "aws"), ready=http_ok(r.url("aws") + "/healthz")),
         Part("aws-bootstrap", _module(r, "aws.bootstrap"), ("aws",), once=True, patience=120),
         Part("ngc", _module(r, "ngc"), ready=http_ok(r.url("ngc") + "/healthz")),
+        Part("gateway", _module(r, "gateway"), ready=port_open(r.ports["gateway"])),
     ]
 
 

@@ -23,14 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from rehearsal import airflow, parts, pki, toolbox
+from rehearsal import airflow, control, parts, pki, toolbox
 from rehearsal.config import ROOT, Rehearsal, write_atomic
 
 log = logging.getLogger("supervisor")
 
 PARTS_FILE = "parts.json"
 _PORTS = (
-    "etcd", "etcd_peer", "apiserver", "kwok", "aws", "webhook", "ngc", "postgres", "airflow",
+    "etcd", "etcd_peer", "apiserver", "gateway", "kwok", "aws", "webhook", "ngc", "postgres", "airflow",
     "worker_log", "trigger_log",
 )  # fmt: skip
 # Even second bytes are Services' networks, the odd one after it the pods'. Below 96 would touch 127.0.0.1's usual
@@ -104,13 +104,16 @@ class Supervisor:
         self.began = time.monotonic()
         self.came_up = False
         self.stop = threading.Event()
+        self.away: set[str] = set()
+        self._lock = threading.Lock()
 
     def run(self) -> int:
         """Until stopped. 0 when it was asked to stop, 1 when a part failed before all were ready."""
         while not self.stop.is_set():
-            self._start_what_can_start()
-            self._look()
-            self._publish()
+            with self._lock:
+                self._start_what_can_start()
+                self._look()
+                self._publish()
             self.came_up = self.came_up or self.all_ready
             # Afterwards a dead part is reported by `status` and in the log; the others stay to be looked at.
             if self.failed and not self.came_up:
@@ -131,7 +134,7 @@ class Supervisor:
 
     def _start_what_can_start(self) -> None:
         for part in self.parts:
-            known = part.name in self.running or part.name in self.done or part.name in self.failed
+            known = any(part.name in each for each in (self.running, self.done, self.failed, self.away))
             if not known and all(self._is_ready(need) for need in part.needs):
                 self.start(part)
 
@@ -179,6 +182,8 @@ class Supervisor:
                 state = {"state": "failed", "why": self.failed[part.name]}
             elif part.name in self.done:
                 state = {"state": "done", "seconds": self.done[part.name]}
+            elif part.name in self.away:
+                state = {"state": "away"}
             elif entry is None:
                 state = {"state": "waiting", "for": [need for need in part.needs if not self._is_ready(need)]}
             elif entry.ready_after is None:
@@ -192,6 +197,34 @@ class Supervisor:
         if not self.all_ready or getattr(self, "_last", None) != (table, self.all_ready):
             self._last = (table, self.all_ready)
             write_atomic(self.r.state / PARTS_FILE, text)
+
+    def restart(self, name: str, away_s: float, *, kill: bool) -> None:
+        """End a part, leave it ended for some seconds, start it again and wait until it is ready.
+
+        Called from another thread than `run`'s. With `kill` it ends without a chance to close what it holds. Raises
+        ValueError for a part that cannot be restarted, TimeoutError when it does not become ready.
+        """
+        with self._lock:
+            part = next((each for each in self.parts if each.name == name and not each.once), None)
+            if part is None or name in self.away or not (name in self.running or name in self.failed):
+                there = ", ".join(sorted(self.running))
+                raise ValueError(f"{name} cannot be restarted: no part that runs. There are: {there}")
+            entry = self.running.pop(name, None)
+            self.failed.pop(name, None)
+            self.away.add(name)
+            self._publish()
+        log.info("%s is to be away for %.1f s", name, away_s)
+        if entry is not None:
+            _end_process(entry.process, signal.SIGKILL if kill else signal.SIGTERM)
+        self.stop.wait(away_s)
+        with self._lock:
+            # `run` starts it: a part dies with the thread that started it (PR_SET_PDEATHSIG), and this one ends soon.
+            self.away.discard(name)
+        deadline = time.monotonic() + part.patience
+        while not self._is_ready(name) and not self.stop.is_set():
+            if name in self.failed or time.monotonic() > deadline:
+                raise TimeoutError(f"{name} did not come back: {self.failed.get(name, 'it is not ready')}")
+            self.stop.wait(0.05)
 
     def end(self) -> None:
         """End the parts in the reverse of their order, dependants first; whole process groups, at last by SIGKILL."""
@@ -220,6 +253,16 @@ class Supervisor:
                 pass
 
 
+def _end_process(process: subprocess.Popen[bytes], number: int, patience: float = 8) -> None:
+    _signal_group(process, number)
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        pass
+    _signal_group(process, signal.SIGKILL)
+    process.wait()
+
+
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
     try:
         os.killpg(process.pid, number)
@@ -241,19 +284,6 @@ def leftovers(state: Path) -> list[int]:
             if not zombie and any(entry.startswith(mark) for entry in environ.split(b"\0")):
                 found.append(int(folder.name))
     return found
-
-
-def _serve_control(listener: socket.socket, supervisor: Supervisor) -> None:
-    """Any connection of our own user asks to stop; it is held open until the supervisor ends."""
-    held = []
-    while True:
-        connection, _ = listener.accept()
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        uid = int.from_bytes(credentials[4:8], sys.byteorder)
-        if uid in (os.geteuid(), 0):
-            held.append(connection)
-            if connection.recv(16) == b"stop\n":
-                supervisor.stop.set()
 
 
 def prepare(state: Path, *, with_airflow: bool) -> tuple[Rehearsal, socket.socket]:
@@ -297,7 +327,7 @@ def main(argv: list[str]) -> int:
     supervisor = Supervisor(r)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop.set())
-    threading.Thread(target=_serve_control, args=(listener, supervisor), daemon=True).start()
+    threading.Thread(target=control.serve, args=(listener, supervisor), daemon=True).start()
     try:
         return supervisor.run()
     finally:

@@ -20,7 +20,8 @@ def main() -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    api = ApiServer(r.url("apiserver"), r.ca, r.service_cidr)
+    # Where a user's own network would lie between the two.
+    api = ApiServer(r.url("gateway"), r.ca, r.service_cidr)
     stand_in = AwsStandIn(api, r.ports["aws"], r.ports["webhook"])
     stand_in.start()
     stop.wait()

@@ -106,6 +106,18 @@ def manifest_text(image: Image) -> str:
     return text
 
 
+def for_gpu(text: str, gpu: str) -> str:
+    """The manifest of an image that was built for another GPU alone: profiles that name none are left out."""
+    data = yaml.safe_load(text)
+    of_list = "schema_version" in data
+    entries = data["profiles"] if of_list else data.values()
+    kept = [entry for entry in entries if entry["tags"].get("gpu")]
+    for entry in kept:
+        entry["tags"] |= {"gpu": gpu, "gpu_device": gpu.lower()}
+    data = {**data, "profiles": kept} if of_list else {k: v for k, v in data.items() if v in kept}
+    return yaml.safe_dump(data, sort_keys=False)
+
+
 def root_files(reference: str) -> dict[str, str]:
     """The files that a pod of this image must see: absolute path -> text. Raises ImageError."""
     return {MANIFEST_PATH: manifest_text(describe(reference))}

@@ -36,6 +36,7 @@ class Server:
         self.metrics = metrics.Metrics(names[0], given.slots, KV_TOKENS)
         self.engine = engine.Engine(given, self.metrics)
         self.errors = settings.ErrorRule(given.error_percent, settings.state_folder(os.environ))
+        self.ordered = settings.Ordered(settings.state_folder(os.environ))
         self.drops = settings.Shares(given.drop_percent)
         self.profile: image.Profile | None = None
         self.draining = False
@@ -80,10 +81,13 @@ class Server:
         return web.json_response({"object": "health.response", "message": "Service is live."})
 
     async def health_ready(self, _: web.Request) -> web.Response:
-        message = "Service is ready." if self.ready else "Service is not ready."
-        return web.json_response({"object": "health.response", "message": message}, status=200 if self.ready else 503)
+        ready = self.ready and not self.ordered.flapped()
+        message = "Service is ready." if ready else "Service is not ready."
+        return web.json_response({"object": "health.response", "message": message}, status=200 if ready else 503)
 
     async def models(self, _: web.Request) -> web.Response:
+        if fault := self.ordered.get("models-endpoint"):
+            raise openai.Refused(int(fault["status"]), "InternalServerError", "the list of models is not available")
         return web.json_response(openai.model_list(self.names, self.created, self.image.max_model_len))
 
     async def version(self, _: web.Request) -> web.Response:

@@ -9,8 +9,9 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rehearsal import faults
 
@@ -77,7 +78,9 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         if not 0 <= number <= limit or (field == "slots" and number < 1):
             raise SettingsError(f"{where}={raw!r} is out of range")
         values[field] = number
-    return Settings(**{k: int(v) if k == "slots" else v for k, v in values.items()})  # type: ignore[arg-type]
+    given = Settings(**{k: int(v) if k == "slots" else v for k, v in values.items()})  # type: ignore[arg-type]
+    slow = Ordered(folder).get("slow-start")
+    return replace(given, start_s=float(slow["start_s"])) if slow else given
 
 
 class Shares:
@@ -131,3 +134,38 @@ class ErrorRule:
             self._fault = None
         elif self._fault is None or self._fault.percent != float(found["percent"]):
             self._fault = Shares(float(found["percent"]))
+
+
+class Ordered:
+    """The faults that meet a running server; each fault's file is read at most every `period_s` seconds."""
+
+    def __init__(
+        self, folder: Path | None, clock: Callable[[], float] = time.monotonic, period_s: float = 0.25
+    ) -> None:
+        self._state = _State(folder) if folder is not None else None
+        self._clock, self._period_s = clock, period_s
+        self._read: dict[str, tuple[float, dict[str, Any] | None]] = {}
+        self._since: dict[str, float] = {}
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """The settings of the fault when it is active."""
+        if self._state is None:
+            return None
+        now = self._clock()
+        read, found = self._read.get(name, (float("-inf"), None))
+        if now - read >= self._period_s:
+            found = faults.get(self._state, name)
+            self._read[name] = (now, found)
+            if found is None:
+                self._since.pop(name, None)
+            else:
+                self._since.setdefault(name, now)
+        return found
+
+    def flapped(self) -> bool:
+        """Whether `health-flaps` shows the server as not ready now: after each `up_s`, for `down_s` seconds."""
+        found = self.get("health-flaps")
+        if found is None:
+            return False
+        up, down = float(found["up_s"]), float(found["down_s"])
+        return (self._clock() - self._since["health-flaps"]) % (up + down) >= up

@@ -6,7 +6,7 @@ anti-affinity between pods of one node. Left to the scheduler: preferences, topo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -194,12 +194,7 @@ def problem(pod: Obj, node: Candidate) -> str | None:
         return f"incompatible requirements, {wrong}"
     asked = requests(pod)
     if any(amount > node.free.get(resource, ZERO) for resource, amount in asked.items()):
-        shown = (POOL_LABEL, "node.kubernetes.io/instance-type", "kubernetes.io/arch", ZONE_LABEL)
-        requirements = ", ".join(f"{key} In [{node.labels[key]}]" for key in shown if key in node.labels)
-        return (
-            f"no instance type satisfied resources {describe(asked)} and requirements {requirements} "
-            "(no instance type has enough resources)"
-        )
+        return _no_room(pod, node, "no instance type has enough resources")
     ports = _host_ports(pod)
     if any(ports & _host_ports(other) for other in node.pods):
         return "a host port is taken"
@@ -208,8 +203,18 @@ def problem(pod: Obj, node: Candidate) -> str | None:
     return None
 
 
+def _no_room(pod: Obj, node: Candidate, why: str) -> str:
+    shown = (POOL_LABEL, "node.kubernetes.io/instance-type", "kubernetes.io/arch", ZONE_LABEL)
+    requirements = ", ".join(f"{key} In [{node.labels[key]}]" for key in shown if key in node.labels)
+    return f"no instance type satisfied resources {describe(requests(pod))} and requirements {requirements} ({why})"
+
+
 def place(
-    waiting: Iterable[Obj], nodes: Sequence[Candidate], shapes: Sequence[Shape], zone_use: Mapping[str, int]
+    waiting: Iterable[Obj],
+    nodes: Sequence[Candidate],
+    shapes: Sequence[Shape],
+    zone_use: Mapping[str, int],
+    short: Collection[str] = (),
 ) -> Plan:
     """Place waiting pods on nodes that are there or on the way, and start the cheapest shapes for the rest.
 
@@ -217,6 +222,7 @@ def place(
 
     :param shapes: cheapest first.
     :param zone_use: nodes per zone; a start goes to the least used zone that the pod allows.
+    :param short: instance types that the cloud has just refused.
     """
     plan = Plan()
     use = dict(zone_use)
@@ -224,7 +230,7 @@ def place(
     for pod in ordered:
         target = next((node for node in [*nodes, *plan.starts] if problem(pod, node) is None), None)
         if target is None:
-            target, reasons = _start_for(pod, shapes, use)
+            target, reasons = _start_for(pod, shapes, use, short)
             if target is None:
                 plan.refused.append((pod, reasons))
                 continue
@@ -241,7 +247,9 @@ def _size(pod: Obj) -> tuple[Decimal, Decimal]:
     return asked.get("cpu", ZERO), asked.get("memory", ZERO)
 
 
-def _start_for(pod: Obj, shapes: Sequence[Shape], use: Mapping[str, int]) -> tuple[Candidate | None, str]:
+def _start_for(
+    pod: Obj, shapes: Sequence[Shape], use: Mapping[str, int], short: Collection[str]
+) -> tuple[Candidate | None, str]:
     reasons: dict[str, str] = {}
     for shape in shapes:
         for zone in sorted(shape.zones, key=lambda zone: (use.get(zone, 0), zone)):
@@ -249,7 +257,8 @@ def _start_for(pod: Obj, shapes: Sequence[Shape], use: Mapping[str, int]) -> tup
                 labels={**shape.labels, ZONE_LABEL: zone}, taints=shape.taints, free=shape.room, shape=shape
             )
             wrong = problem(pod, node)
-            if wrong is None:
+            if wrong is None and shape.instance_type not in short:
                 return node, ""
+            wrong = wrong or _no_room(pod, node, "no instance type has the required offering")
             reasons[shape.pool] = f'incompatible with nodepool "{shape.pool}", daemonset overhead={{}}, {wrong}'
     return None, "Failed to schedule pod, " + "; ".join(reasons.values())

@@ -13,9 +13,11 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 import aiohttp
 
+from rehearsal import faults
 from rehearsal.config import Rehearsal
 from rehearsal.kube import ApiError, Kube, NotFound, Obj, path_of
 from rehearsal.nodes.fit import Candidate, place
@@ -52,6 +54,9 @@ class Provisioner:
         self._empty_since: dict[str, float] = {}
         self._drained_since: dict[str, float] = {}
         self._told: dict[str, tuple[str, float]] = {}
+        self._short: set[str] = set()
+        """Instance types that were refused while the fault `no-capacity` has lasted: not asked for again, as
+        Karpenter does not for three minutes."""
 
     async def run(self, on_synced: Callable[[], None] = lambda: None) -> None:
         """Work until cancelled."""
@@ -86,7 +91,8 @@ class Provisioner:
         waiting = [pod for pod in self._pods.items.values() if is_waiting(pod)]
         existing = self._existing()
         candidates = [*existing.values(), *(self._in_flight(start) for start in self._starts.values())]
-        plan = place(waiting, candidates, self._shapes, self._zone_use())
+        self._short &= self._refused_types()
+        plan = place(waiting, candidates, self._shapes, self._zone_use(), self._short)
         for node in plan.starts:
             assert node.shape
             node.claim = f"{node.shape.pool}-{''.join(random.choices('bcdfghjklmnpqrstvwxz2456789', k=5))}"
@@ -99,6 +105,11 @@ class Provisioner:
         nominated = {node.name for _, node in plan.nominations if node.name}
         await self._remove_empty(now, nominated)
         return self._next_due(now, bool(plan.refused))
+
+    def _refused_types(self) -> set[str]:
+        fault = faults.get(self._r, "no-capacity")
+        types = {shape.instance_type for shape in self._shapes}
+        return {type_ for type_ in types if fault and fnmatch(type_, fault["instance_type"])}
 
     def _existing(self) -> dict[str, Candidate]:
         nodes = {}
@@ -157,6 +168,9 @@ class Provisioner:
         assert shape
         taken = {name for _, name in self._nodes.items}
         zone = start.node.labels[ZONE_LABEL]
+        if shape.instance_type in self._refused_types():
+            await self._no_capacity(claim, shape.instance_type, zone)
+            return
         node = node_object(shape, claim=claim, zone=zone, port=self._r.ports["kwok"], taken=taken)
         name = node["metadata"]["name"]
         created = await self._kube.create("/api/v1/nodes", node)
@@ -164,6 +178,22 @@ class Provisioner:
         self._nodes.items.setdefault(("", name), created)
         del self._starts[claim]
         log.info("node %s (%s, %s) is up for %s", name, shape.instance_type, zone, claim)
+
+    async def _no_capacity(self, claim: str, instance_type: str, zone: str) -> None:
+        """The cloud's refusal: told on the NodeClaim, which goes again; its pods wait for another offering."""
+        del self._starts[claim]
+        self._short.add(instance_type)
+        self._wake.set()
+        message = (
+            f"NodeClaim {claim} event: creating instance, insufficient capacity, with fleet error(s), "
+            f"InsufficientInstanceCapacity: We currently do not have sufficient {instance_type} capacity in the "
+            f"Availability Zone you requested ({zone}). Our system will be working on provisioning additional capacity."
+        )
+        log.info("%s", message)
+        about = {"apiVersion": "karpenter.sh/v1", "kind": "NodeClaim", "metadata": {"name": claim, "uid": claim}}
+        await self._kube.event(
+            about, type_="Warning", reason="InsufficientCapacityError", message=message, component=COMPONENT
+        )
 
     async def _remove_empty(self, now: float, nominated: set[str]) -> None:
         occupied = {pod["spec"].get("nodeName") for pod in self._pods.items.values() if holds_node(pod)}
@@ -220,7 +250,8 @@ class Provisioner:
         dues += [since + self._r.timing("node_empty", 10.0) for since in self._empty_since.values()]
         dues += [since + DRAIN_PAUSE for since in self._drained_since.values()]
         if refused:
-            dues.append(now + REPEAT_REFUSAL)
+            # While types are short it is looked every second whether the fault is over.
+            dues.append(now + (1.0 if self._short else REPEAT_REFUSAL))
         return max(0.05, min(dues) - now) if dues else None
 
 

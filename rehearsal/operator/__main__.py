@@ -16,6 +16,7 @@ from rehearsal.kube import Kube
 from rehearsal.operator.api import Obj
 from rehearsal.operator.controller import Controller
 from rehearsal.operator.nimcache import NimCacheReconciler
+from rehearsal.operator.nimpipeline import NimPipelineReconciler
 from rehearsal.operator.nimservice import NimServiceReconciler
 from rehearsal.operator.recorder import Recorder
 from rehearsal.operator.sync import Client
@@ -40,9 +41,9 @@ async def serve_health(ready: asyncio.Event, host: str, port: int) -> web.AppRun
     return runner
 
 
-def wire(client: Client, caches: Controller, services: Controller) -> None:
+def wire(client: Client, caches: Controller, services: Controller, pipelines: Controller) -> None:
     """Which events bring which objects back."""
-    for controller in (caches, services):
+    for controller in (caches, services, pipelines):
         client.caches[controller.reconciler.kind].subscribe(controller.on_own)
         for kind in controller.reconciler.owns:
             client.caches[kind].subscribe(controller.on_child)
@@ -79,17 +80,19 @@ async def run(kube: Kube, host: str, port: int) -> None:
     health = await serve_health(ready, host, port)
     async with kube, aiohttp.ClientSession() as http:
         client = Client(kube)
-        recorders = [Recorder(kube, f"{kind}-controller") for kind in ("nimcache", "nimservice")]
+        recorders = [Recorder(kube, f"{kind}-controller") for kind in ("nimcache", "nimservice", "nimpipeline")]
         caches = Controller(NimCacheReconciler(client, recorders[0]))
         services = Controller(NimServiceReconciler(client, recorders[1], http))
-        wire(client, caches, services)
+        pipelines = Controller(NimPipelineReconciler(client, recorders[2]))
+        controllers = (caches, services, pipelines)
+        wire(client, *controllers)
         tasks = [cache.start() for cache in client.caches.values()]
         try:
             if await _in_sync(client, stop):
                 logging.info("caches are in sync")
                 ready.set()
                 tasks += [asyncio.create_task(recorder.run()) for recorder in recorders]
-                tasks += [asyncio.create_task(controller.run()) for controller in (caches, services)]
+                tasks += [asyncio.create_task(controller.run()) for controller in controllers]
                 await stop.wait()
         finally:
             for task in tasks:

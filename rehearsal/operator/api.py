@@ -15,6 +15,7 @@ FIELD_MANAGER = "manager"
 
 CACHE_FINALIZER = "finalizer.nimcache.apps.nvidia.com"
 SERVICE_FINALIZER = "finalizer.nimservice.apps.nvidia.com"
+PIPELINE_FINALIZER = "finalizer.nimpipeline.apps.nvidia.com"
 PARENT_HASH = "nvidia.com/parent-spec-hash"
 APPLIED_HASH = "nvidia.com/last-applied-hash"
 SELECTED_PROFILES = "nvidia.com/selected-profiles"

@@ -71,3 +71,14 @@ def nimservice_spec(spec: Obj) -> Obj:
         _ensure(result, *path)
     result["scale"]["hpa"].setdefault("maxReplicas", 0)
     return result
+
+
+def nimpipeline_spec(spec: Obj) -> Obj:
+    result: Obj = _prune({key: value for key, value in spec.items() if key != "services"})
+    if services := spec.get("services"):
+        result["services"] = [
+            _prune({key: value for key, value in service.items() if key != "spec"})
+            | {"spec": nimservice_spec(service.get("spec") or {})}
+            for service in services
+        ]
+    return result

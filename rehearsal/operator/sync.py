@@ -31,6 +31,7 @@ class Client:
     WATCHED = (
         (GROUP_VERSION, "NIMCache", None),
         (GROUP_VERSION, "NIMService", None),
+        (GROUP_VERSION, "NIMPipeline", None),
         # Pods and Jobs are held only if they carry the operator's label: others it never sees.
         ("v1", "Pod", "app.kubernetes.io/managed-by=k8s-nim-operator"),
         ("batch/v1", "Job", "app.kubernetes.io/managed-by=k8s-nim-operator"),

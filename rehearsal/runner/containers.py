@@ -9,9 +9,8 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rehearsal import faults
 from rehearsal.kube import Obj, now_rfc3339
-from rehearsal.runner import environment, pulls
+from rehearsal.runner import disorder, environment, pulls
 from rehearsal.runner.environment import ConfigError
 from rehearsal.runner.images import Program, image_files
 from rehearsal.runner.probes import Prober, Target
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NIM_IMAGES = "nvcr.io/nim/"
 _NEVER = "1970-01-01T00:00:00Z"
 _LOST = {"exitCode": 255, "reason": "Unknown"}
 
@@ -81,6 +79,7 @@ class Container:
             self._restart()
         while True:
             await pulls.pull(self, self._pull_backoff)
+            await disorder.held(self)
             ran = await self._run_once()
             code = self.state.exit_code
             assert code is not None
@@ -127,7 +126,7 @@ class Container:
         loop = asyncio.get_running_loop()
         began = loop.time()
         argv = environment.command_line(self.spec, self.program.command, env)
-        argv = self.worker.faulty(self, argv)
+        argv = disorder.command(self, argv)
         await self.worker.publish()
         if not self.program.processes or not argv:
             self._running(started)
@@ -149,7 +148,8 @@ class Container:
         watcher = self.process.exit_code
         watcher.add_done_callback(lambda task: self._ended(task, started))
         helpers = [asyncio.create_task(self._prober(self.process, env).run())]
-        if (fault := self._doom()) is not None:
+        helpers.append(asyncio.create_task(disorder.end_when_away(self, self.process)))
+        if (fault := disorder.crash(self)) is not None:
             helpers.append(asyncio.create_task(self._crash(self.process, fault)))
         try:
             await asyncio.shield(watcher)
@@ -227,11 +227,6 @@ class Container:
         session = self.worker.kubelet.session
         return Prober(session, self.spec, target, started, ready, unhealthy, kill)
 
-    def _doom(self) -> dict[str, Any] | None:
-        """The settings of the fault `crash-loop` when it is ordered and meets this run."""
-        server = self.image.startswith(NIM_IMAGES) and not self.spec.get("command") and not self.worker.job
-        return faults.get(self.worker.kubelet.r, "crash-loop") if server else None
-
     async def _crash(self, process: Process, fault: dict[str, Any]) -> None:
         await asyncio.sleep(float(fault["after_s"]))
         self._override = (int(fault["exit_code"]), str(fault["reason"]))
@@ -279,7 +274,7 @@ class Container:
         """The image's own files and the termination log, as binds."""
         self.folder.mkdir(parents=True, exist_ok=True)
         binds = []
-        for target, text in image_files(self.program, self.image).items():
+        for target, text in disorder.files(self, image_files(self.program, self.image)).items():
             source = self.folder / "image" / target.lstrip("/")
             source.parent.mkdir(parents=True, exist_ok=True)
             source.write_text(text)

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from rehearsal import faults
 from rehearsal.kube import ApiError, Conflict, NotFound, Obj, key_of, now_rfc3339, path_of
 from rehearsal.runner import environment, hosts, publish, status
-from rehearsal.runner.containers import NIM_IMAGES, Container
+from rehearsal.runner.containers import Container
 from rehearsal.runner.status import ContainerState, PodState
 from rehearsal.runner.volumes import MountError, Volumes
 
@@ -219,15 +218,6 @@ class PodWorker:
     def _hosts_file(self) -> Path:
         name = self.pod["spec"].get("hostname") or self.key[1]
         return self.kubelet.hosts.add(hosts.Reader(self.uid, self.key[0], name, self.address, self.folder / "hosts"))
-
-    def faulty(self, container: Container, argv: list[str]) -> list[str]:
-        """The command, or one that fails, when the fault `cache-job-fails` meets this pod of a download Job."""
-        if not self.job or not container.image.startswith(NIM_IMAGES) or container.state.init:
-            return argv
-        fault = faults.get(self.kubelet.r, "cache-job-fails")
-        if fault is None or not self.kubelet.may_fail(self.job, self.uid, int(fault["pods"])):
-            return argv
-        return ["sh", "-c", "echo 'Error: download of the profile broke off: connection reset by peer' >&2; exit 1"]
 
     async def publish(self) -> None:
         listed = []

@@ -10,7 +10,8 @@ import aiohttp
 
 from rehearsal.faults import split_image
 from rehearsal.kube import ApiError
-from rehearsal.runner.registry import PullError
+from rehearsal.runner import disorder
+from rehearsal.runner.registry import PullError, refusal
 
 if TYPE_CHECKING:
     from rehearsal.runner.containers import Container
@@ -48,7 +49,8 @@ async def pull(container: Container, backoff: Backoff) -> None:
     present = kubelet.present.setdefault(pod["spec"]["nodeName"], {})
     tagged = ":" in container.image.rpartition("/")[2] and not container.image.endswith(":latest")
     policy = container.spec.get("imagePullPolicy") or ("IfNotPresent" if tagged else "Always")
-    if container.image in present and policy != "Always":
+    # An image that the fault refuses counts as one that the node has thrown away meanwhile.
+    if container.image in present and policy != "Always" and disorder.pull_refusal(container) is None:
         words = f'Container image "{container.image}" already present on machine and can be accessed by the pod'
         container.event("Normal", "Pulled", words)
         container.state.image_id = present[container.image]
@@ -65,6 +67,8 @@ async def pull(container: Container, backoff: Backoff) -> None:
                 "attempting to pull the image may not succeed.",
             )  # fmt: skip
         try:
+            if (status := disorder.pull_refusal(container)) is not None:
+                raise refusal(container.image, status)
             digest = await kubelet.registry.check(container.image, container.program, login)
         except PullError as error:
             await _failed(container, str(error), backoff)

@@ -55,7 +55,7 @@ class Registry:
         repository, tag = split_image(image)
         host, _, name = repository.partition("/")
         if refused is not None:
-            raise PullError(words(image, host, name, tag or "latest", refused, token=refused in (401, 402, 403)))
+            raise refusal(image, refused)
         if host != HOST or (program.anonymous and login is None):
             return invented
         try:
@@ -92,6 +92,13 @@ def login(secret: Obj, host: str = HOST) -> Credentials | None:
     except (KeyError, ValueError, TypeError):
         return None
     return user, password
+
+
+def refusal(image: str, status: int) -> PullError:
+    """The registry's refusal with this HTTP status; what a key may not do (401 to 403) the token endpoint tells."""
+    repository, tag = split_image(image)
+    host, _, name = repository.partition("/")
+    return PullError(words(image, host, name, tag or "latest", status, token=status in (401, 402, 403)))
 
 
 def words(image: str, host: str, name: str, tag: str, status: int, *, token: bool) -> str:

@@ -193,6 +193,14 @@ class AccessPoints:
             where["NextToken"] = answer["NextToken"]
 
 
+def refusal(code: str) -> DriverError:
+    """What the driver says when AWS answers CreateAccessPoint with this error code."""
+    from botocore.exceptions import ClientError
+
+    error = ClientError({"Error": {"Code": code, "Message": "refused"}}, "CreateAccessPoint")
+    return _described(error, "Failed to create Access point in File System ")
+
+
 def _described(error: Exception, doing: str) -> DriverError:
     """The driver's status for a failed AWS call."""
     response = getattr(error, "response", None) or {}

@@ -18,9 +18,10 @@ from typing import Any
 
 import aiohttp
 
+from rehearsal import faults
 from rehearsal.config import Rehearsal
 from rehearsal.kube import ApiError, Conflict, Kube, NotFound, Obj, path_of
-from rehearsal.storage.access_points import AccessPoints, DriverError, wanted
+from rehearsal.storage.access_points import AccessPoints, DriverError, refusal, wanted
 from rehearsal.storage.volumes import (
     DRIVER,
     FINALIZER,
@@ -141,6 +142,8 @@ class Provisioner:
         await self._say(claim, "Provisioning", f"External provisioner is provisioning volume for claim {about}")
         await asyncio.sleep(self._r.timing("volume_provision", 0.3))
         try:
+            if fault := faults.get(self._r, "claim-unbound"):
+                raise refusal(fault["code"])
             want = wanted(storage_class.get("parameters") or {}, name, meta["name"])
             point = await asyncio.to_thread(self._points.create, want)
         except DriverError as error:

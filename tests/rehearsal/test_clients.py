@@ -42,7 +42,7 @@ from nim_rollouts.core.spec import Addon, Environment
 from rehearsal.config import Rehearsal
 from tests.rehearsal.plane import Plane, standing
 
-PARTS = {"etcd", "kube-apiserver", "kube-controller-manager", "cluster-setup", "kwok", "aws"}
+PARTS = {"etcd", "kube-apiserver", "kube-controller-manager", "cluster-setup", "kwok", "aws", "gateway"}
 CHART = "rehearsal/charts/k8s-nim-operator"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import boto3
 import pytest
 
+from rehearsal import faults
 from rehearsal.config import Rehearsal
 from rehearsal.kube import Kube, NotFound, Obj, path, path_of
 from tests.rehearsal.plane import Plane, standing
@@ -355,3 +356,41 @@ async def test_an_immediate_claim_and_its_gpu_pod_come_together(r: Rehearsal, ku
     await create(kube, pod("model", {"nvidia.com/gpu": "2"}, tolerations=[GPU], volumes=volumes))
     assert await until(home(kube, "model"))
     assert len(await kube.list("/api/v1/nodes")) == 1
+
+
+# --- ordered faults --------------------------------------------------------------------------------------------------
+
+
+async def test_no_capacity_is_told_as_karpenter_tells_it_until_there_is_some(r: Rehearsal, kube: Kube) -> None:
+    faults.order(r, "no-capacity")
+    try:
+        await create(kube, pod("gpu", {"nvidia.com/gpu": "2"}, tolerations=[GPU], nodeSelector=POOL))
+
+        async def told() -> list[str]:
+            mine = await messages(kube, "gpu", "FailedScheduling", "karpenter")
+            return [message for message in mine if "(no instance type has the required offering)" in message]
+
+        assert await until(told)
+        claims = [e for e in await kube.list("/api/v1/namespaces/default/events")
+                  if e["involvedObject"]["kind"] == "NodeClaim"]  # fmt: skip
+        (refusal,) = claims
+        assert refusal["reason"] == "InsufficientCapacityError" and refusal["type"] == "Warning"
+        assert "We currently do not have sufficient g5.12xlarge capacity" in refusal["message"]
+        assert await kube.list("/api/v1/nodes") == []
+        await create(kube, pod("cpu"))
+        await until(home(kube, "cpu"))
+    finally:
+        faults.clear(r)
+    await until(home(kube, "gpu"))
+
+
+async def test_a_claim_stays_unbound_as_long_as_it_is_ordered(r: Rehearsal, kube: Kube, efs: Any) -> None:
+    faults.order(r, "claim-unbound")
+    try:
+        await create(kube, claim(await storage_class(kube, file_system(r, efs))))
+        (told,) = await until(lambda: messages(kube, "data", "ProvisioningFailed", "efs.csi.aws.com"))
+        assert told.endswith("Access Denied. Please ensure you have the right AWS permissions: Access denied")
+        assert points(efs) == []
+    finally:
+        faults.clear(r)
+    await until(bound(kube))

@@ -15,6 +15,7 @@ from tests.rehearsal.replay.plane import CHART, Plane, running
 GROUP = "apps.nvidia.com/v1alpha1"
 CACHES = path_of(GROUP, "NIMCache", "default")
 SERVICES = path_of(GROUP, "NIMService", "default")
+PIPELINES = path_of(GROUP, "NIMPipeline", "default")
 CACHE_SPEC: Obj = {
     "source": {"ngc": {"modelPuller": "example.com/nim:1", "authSecret": "key"}},
     "storage": {"pvc": {"create": True, "size": "1Gi", "volumeAccessMode": "ReadWriteMany"}},
@@ -211,6 +212,44 @@ async def test_a_cache_that_may_not_make_its_claim_says_so(kube: Kube) -> None:
     status = await _until(not_ready)
     assert "missing" in status["conditions"][0]["message"]
     assert (await kube.get(path(made)))["spec"]["resources"] == {"cpu": "0", "memory": "0"}
+
+
+async def _pipeline(kube: Kube, name: str, *services: Obj) -> Obj:
+    return await kube.create(
+        PIPELINES, _object("NIMPipeline", name, {"services": list(services)}), fieldValidation="Strict"
+    )
+
+
+async def _status_of(kube: Kube, obj: Obj, state: str) -> Obj | None:
+    status: Obj = (await kube.get(path(obj))).get("status", {})
+    return status if status.get("state") == state else None
+
+
+async def test_a_pipeline_without_an_enabled_service_is_ready(kube: Kube) -> None:
+    made = await _pipeline(
+        kube, "idle", {"name": "off", "enabled": False, "spec": SERVICE_SPEC}, {"name": "unsaid", "spec": SERVICE_SPEC}
+    )
+    status = await _until(lambda: _status_of(kube, made, "Ready"))
+    assert status == {"state": "Ready"}
+    assert await _child(kube, GROUP, "NIMService", "off") is None
+
+
+async def test_a_pipeline_removes_what_it_no_longer_wants_and_leaves_alone_what_is_not_its_own(kube: Kube) -> None:
+    foreign = await kube.create(SERVICES, _object("NIMService", "foreign", SERVICE_SPEC), fieldValidation="Strict")
+    services = [
+        {"name": name, "enabled": True, "spec": _with(SERVICE_SPEC, {"image.tag": "2"})} for name in ("own", "foreign")
+    ]
+    made = await _pipeline(kube, "mixed", *services)
+    own = await _until(lambda: _child(kube, GROUP, "NIMService", "own"))
+    assert own["metadata"]["generation"] == 1
+    assert (await _until(lambda: _status_of(kube, made, "NotReady")))["states"].keys() == {"own", "foreign"}
+    services[0]["enabled"] = False
+    await kube.patch(path(made), {"spec": {"services": services}})
+    await _until(lambda: _gone(kube, own))
+    live = await kube.get(path(foreign))
+    assert live["metadata"]["uid"] == foreign["metadata"]["uid"] and live["spec"]["image"]["tag"] == "1"
+    await kube.delete(path(made))
+    await _until(lambda: _gone(kube, made))
 
 
 def test_what_the_chart_installs(plane: Plane) -> None:

@@ -1,7 +1,7 @@
 """The operator's stand-in, driven through recorded scenarios of the real operator on a real control plane.
 
-REPLAY_DIR names another folder of recordings, REPLAY_SCENARIOS (names apart by commas or blanks, or `all`) other
-scenarios.
+Those that are long are slow tests. REPLAY_DIR names another folder of recordings, REPLAY_SCENARIOS (names apart by
+commas or blanks) other scenarios, none of which counts as slow then.
 """
 
 from __future__ import annotations
@@ -17,27 +17,29 @@ from tests.rehearsal.replay.compare import differences
 from tests.rehearsal.replay.drive import Replay
 
 FOLDER = Path(os.environ.get("REPLAY_DIR") or Path(__file__).parents[1] / "recordings")
-DEFAULT = "cache-ready cache-retry-then-ready service-ready service-image-change service-crashloop"
+SHORT = "cache-ready cache-retry-then-ready service-ready service-image-change service-crashloop pipeline-ready"
 
 
-def _names() -> list[str]:
-    wanted = os.environ.get("REPLAY_SCENARIOS") or ("all" if os.environ.get("REPLAY_DIR") else DEFAULT)
-    if wanted == "all":
-        return sorted(file.parent.name for file in FOLDER.glob("*/actions.jsonl"))
-    return re.split(r"[,\s]+", wanted.strip())
-
-
-NAMES = _names()
+def _params() -> list[object]:
+    wanted = os.environ.get("REPLAY_SCENARIOS", "all").strip()
+    if wanted != "all":
+        return list(re.split(r"[,\s]+", wanted))
+    names = sorted(file.parent.name for file in FOLDER.glob("*/actions.jsonl"))
+    short = names if os.environ.get("REPLAY_DIR") else SHORT.split()
+    return [pytest.param(name, marks=[] if name in short else pytest.mark.slow) for name in names]
 
 
 @pytest.fixture(scope="module")
-def replayed(tmp_path_factory: pytest.TempPathFactory) -> Replay:
-    """All scenarios, side by side: it takes as long as the longest of them."""
-    return replay(FOLDER, NAMES, tmp_path_factory.mktemp("replay"))
+def replayed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Replay:
+    """All scenarios that were chosen, side by side: it takes as long as the longest of them."""
+    mine = [
+        item for item in request.session.items if isinstance(item, pytest.Function) and item.module is request.module
+    ]
+    return replay(FOLDER, [item.callspec.params["name"] for item in mine], tmp_path_factory.mktemp("replay"))
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", _params())
 def test_replay(replayed: Replay, name: str) -> None:
     scenario = next(s for s in replayed.scenarios if s.name == name)
     found = differences(scenario.events, replayed.seen[name])

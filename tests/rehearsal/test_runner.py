@@ -351,6 +351,32 @@ async def test_ordered_faults(kube: Kube, r: Rehearsal) -> None:
     await until(complete)
 
 
+async def test_an_operator_that_is_away_is_held_down_until_the_order_ends(kube: Kube, r: Rehearsal) -> None:
+    image = "nvcr.io/nvidia/cloud-native/k8s-nim-operator:v3.1.2"
+    await create(kube, pod("operator", "sleep 1000", container={"image": image}), pod("bystander", "sleep 1000"))
+    await reaches(kube, "operator", ready)
+    faults.order(r, "operator-away")
+    status = main_of(await reaches(kube, "operator", waiting("CrashLoopBackOff")))
+    assert status["lastState"]["terminated"]["exitCode"] == 137
+    await create(kube, pod("second", "sleep 1000", container={"image": image}))
+    await reaches(kube, "second", waiting("CreateContainerError"))
+    faults.clear(r, "operator-away")
+    assert main_of(await reaches(kube, "operator", ready))["restartCount"] == 1
+    await reaches(kube, "second", ready)
+    assert main_of(await status_of(kube, "bystander"))["restartCount"] == 0
+
+
+async def test_a_pull_can_be_refused_although_the_node_had_the_image(kube: Kube, r: Rehearsal) -> None:
+    secret = [{"name": "ngc-secret"}]
+    container = {"image": NIM, "command": ["sh", "-c", "sleep 1000"]}
+    await create(kube, pod("before", container=container, imagePullSecrets=secret))
+    await reaches(kube, "before", ready)
+    faults.order(r, "pull-refused", status=403)
+    await create(kube, pod("after", container=container, imagePullSecrets=secret))
+    refused = main_of(await reaches(kube, "after", waiting("ErrImagePull")))["state"]["waiting"]["message"]
+    assert refused.endswith("403 Forbidden")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_a_new_runner_goes_on_where_the_old_one_ended(kube: Kube, plane: Plane, number: signal.Signals) -> None:
     """No process outlives a runner; the next says so and starts again what is to run, once."""

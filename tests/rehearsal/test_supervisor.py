@@ -5,6 +5,7 @@ These start bare rehearsals (no Airflow) of their own, each in a state folder of
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -119,3 +120,28 @@ def test_a_part_that_dies_later_is_reported_and_ends_nothing_else(tmp_path: Path
 
 def _rows(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
+
+
+def test_one_part_is_restarted_and_comes_back(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    try:
+        assert _command(state, "up", "--without-airflow").returncode == 0
+        r = config.load(state)
+        before = _pid(state, "kube-apiserver")
+        began = time.monotonic()
+        back = _command(state, "restart", "kube-apiserver", "--away", "1.5", "--kill")
+        assert back.returncode == 0, back.stderr
+        assert time.monotonic() - began >= 1.5
+        assert "apiserver" in open_ports(r) and _pid(state, "kube-apiserver") != before
+        assert _command(state, "status").returncode == 0, "the other parts bore it"
+        unknown = _command(state, "restart", "kube-api")
+        assert unknown.returncode == 1 and "kube-apiserver" in unknown.stderr
+        assert _command(state, "restart", "cluster-setup").returncode == 1, "a step is no part that runs"
+    finally:
+        _command(state, "down")
+    assert supervisor.leftovers(state) == []
+    assert _command(state, "restart", "ngc").returncode == 3
+
+
+def _pid(state: Path, part: str) -> int:
+    return int(json.loads((state / supervisor.PARTS_FILE).read_text())["parts"][part]["pid"])

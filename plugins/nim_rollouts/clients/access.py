@@ -10,7 +10,7 @@ import base64
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,10 +36,12 @@ class Token:
                 self._minted = time.monotonic()
             return self._value
 
-    def forget(self) -> None:
-        """Mint a new one next time: the server has refused this one."""
+    def forget(self, refused: str | None = None) -> None:
+        """Mint a new one next time: the server has refused this one. A younger one than the `refused` stays: of many
+        requests that a 401 meets at once, the first alone brings a new token."""
         with self._lock:
-            self._value = None
+            if refused is None or refused == self._value:
+                self._value = None
 
     def __repr__(self) -> str:
         return "Token(***)"
@@ -47,11 +49,18 @@ class Token:
 
 @dataclass(frozen=True)
 class ClusterAccess:
-    """`endpoint`: https://host[:port]; `ca_pem`: the CA's certificate, None for the system's."""
+    """`endpoint`: https://host[:port]; `ca_pem`: the CA's certificate, None for the system's; `name`: the
+    environment's, whose waits may share a connection whoever of them opened it."""
 
     endpoint: str
     ca_pem: str | None = field(default=None, repr=False)
     token: Callable[[], str] = field(default=lambda: "", repr=False)
+    name: str = ""
+
+    @property
+    def identity(self) -> tuple[Hashable, ...]:
+        """Equal for two ways into one cluster that may do the same there."""
+        return self.endpoint, self.ca_pem, self.name or self.token
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """Checks the server against the cluster's own CA; None for a plain http endpoint."""
@@ -64,10 +73,10 @@ class ClusterAccess:
         token = self.token()
         return {"Authorization": f"Bearer {token}"} if token else {}
 
-    def forget_token(self) -> None:
-        """After a 401."""
+    def forget_token(self, headers: Mapping[str, str] | None = None) -> None:
+        """After a 401 to a request with these `headers`."""
         if isinstance(self.token, Token):
-            self.token.forget()
+            self.token.forget(headers.get("Authorization", "").removeprefix("Bearer ") if headers else None)
 
 
 def cluster_access(environment: Environment) -> ClusterAccess:
@@ -97,7 +106,33 @@ def cluster_access(environment: Environment) -> ClusterAccess:
             raise AccessDenied(f"no AWS credentials for cluster {name}", hint="Set the AWS connection") from error
 
     ca = base64.b64decode(cluster["certificateAuthority"]["data"]).decode()
-    return ClusterAccess(endpoint=str(cluster["endpoint"]).rstrip("/"), ca_pem=ca, token=Token(mint))
+    return ClusterAccess(
+        endpoint=str(cluster["endpoint"]).rstrip("/"), ca_pem=ca, token=Token(mint), name=environment.name
+    )
+
+
+class Remembered:
+    """The same access for all who ask within a short time: a thousand waits that begin together describe the cluster
+    once, and share a token. Errors are not remembered. Safe across threads; for triggerers, not for workers, which may
+    make and destroy the cluster that they ask for."""
+
+    def __init__(self, max_age_s: float = 60.0) -> None:
+        self._max_age_s = max_age_s
+        self._known: dict[Hashable, tuple[float, ClusterAccess]] = {}
+        self._locks: dict[Hashable, threading.Lock] = {}
+
+    def __call__(self, make: Callable[[Environment], ClusterAccess], environment: Environment) -> ClusterAccess:
+        """`make(environment)`, or what it gave before."""
+        key = (make, environment.name, environment.region, environment.cluster.name, environment.aws_conn_id)
+        with self._locks.setdefault(key, threading.Lock()):
+            age, known = self._known.get(key, (0.0, None))
+            if known is None or time.monotonic() - age > self._max_age_s:
+                known = make(environment)
+                self._known[key] = (time.monotonic(), known)
+            return known
+
+
+remembered = Remembered()
 
 
 def describe(eks: Any, name: str, region: str) -> dict[str, Any]:

@@ -1,86 +1,101 @@
-"""The triggerer's view of a cluster: a list and then a watch of each kind, kept as one snapshot.
+"""The triggerer's view of a cluster, shared by all that wait in it.
 
-An error of the API server is never news about an object: the last snapshot stays, the connection is made again with
-jittered back-off, and only `problem` tells. After 410 Gone the kind is listed anew. Versions are never compared.
+There is one list and watch per event loop, environment, kind and namespace, however many wait: begun by the first who
+asks, ended with the last. It is level-triggered: who comes late sees at once what is there. Everyone reads the same
+objects, and is woken by, and shown, only those that may have to do with what it waits for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Hashable, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from nim_rollouts.clients.access import ClusterAccess
-from nim_rollouts.clients.resources import api_version_of, is_namespaced, path_of
-from nim_rollouts.core.errors import redact
+from nim_rollouts.clients.feed import Feed
+from nim_rollouts.clients.resources import is_namespaced
+from nim_rollouts.clients.slim import Object, handles, owners_of, references_of
 from nim_rollouts.core.verdicts import Snapshot
 
 if TYPE_CHECKING:
     import aiohttp
 
-Object = dict[str, Any]
-
-# The server ends a watch after this time; a connection that died unseen is noticed that late, too.
-_WATCH_S = 60
-_GRACE_S = 15
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
-# How often a kind that the server does not (yet) serve is asked for again.
-_NOT_SERVED_PAUSE_S = 5.0
+# Who waits is woken in groups, so that a thousand that look at once do not hold up the event loop.
+_WOKEN_PER_TURN = 20
 
 
 class Watch:
     """A snapshot of some kinds of one namespace that follows the cluster.
 
     ```
-    async with Watch(access, subject.kinds, namespace) as watch:
+    async with Watch(access, subject.kinds, namespace, about=[subject.name]) as watch:
         while True:
             snapshot = await watch.next(timeout_s=15)     # None when nothing has changed meanwhile
     ```
+
+    :param namespace: None for cluster-scoped kinds
+    :param about: names of what is waited for; what has nothing to do with them (`slim.handles`) is not in the
+        snapshot and wakes nobody. None: everything is. The objects belong to everybody: they are not to be altered.
     """
 
-    def __init__(self, access: ClusterAccess, kinds: Iterable[str], namespace: str | None) -> None:
+    def __init__(
+        self,
+        access: ClusterAccess,
+        kinds: Iterable[str],
+        namespace: str | None,
+        *,
+        about: Iterable[str] | None = None,
+    ) -> None:
         self.access, self.namespace = access, namespace
         self.kinds = tuple(dict.fromkeys(kinds))
-        self.problem: str | None = None
-        """Why the snapshot may be old, in words; None while every kind is being followed."""
-        self._objects: dict[str, dict[tuple[str, str], Object]] = {}
-        self._problems: dict[str, str] = {}
+        self.about = None if about is None else frozenset(about)
+        self.handles: set[str] = set()
         self._changed = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._session: aiohttp.ClientSession | None = None
+        self._hub: Hub | None = None
+        self._feeds: dict[str, Feed] = {}
 
     async def __aenter__(self) -> Watch:
-        import aiohttp
-
-        context = await asyncio.to_thread(self.access.ssl_context)
-        connector = aiohttp.TCPConnector(ssl=context) if context else aiohttp.TCPConnector()
-        self._session = aiohttp.ClientSession(connector=connector)
-        self._tasks = [asyncio.create_task(self._follow(kind), name=f"watch {kind}") for kind in self.kinds]
+        self._hub = Hub.of(self.access)
+        self._feeds = self._hub.join(self)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
+        if self._hub is not None:
+            await self._hub.leave(self)
+
+    @property
+    def problem(self) -> str | None:
+        """Why the snapshot may be old, in words; None while every kind is being followed."""
+        kinds: dict[str, list[str]] = {}
+        for kind, feed in self._feeds.items():
+            if feed.problem:
+                kinds.setdefault(feed.problem, []).append(kind)
+        return "; ".join(f"{', '.join(names)}: {text}" for text, names in kinds.items()) or None
 
     @property
     def is_synced(self) -> bool:
         """True once every kind has been listed."""
-        return len(self._objects) == len(self.kinds)
+        return all(feed.is_synced for feed in self._feeds.values())
 
     def snapshot(self) -> Snapshot:
         """The objects as last seen."""
-        return {kind: list(objects.values()) for kind, objects in self._objects.items()}
+        return {kind: self._of(feed) for kind, feed in self._feeds.items() if feed.is_synced}
+
+    def _of(self, feed: Feed) -> list[Object]:
+        if self.about is None or is_for_all(self, feed.kind):
+            return feed.items
+        found: dict[tuple[str, str], Object] = {}
+        for name in self.handles:
+            found.update(feed.index.get(name, ()))
+        return list(found.values())
 
     async def next(self, timeout_s: float) -> Snapshot | None:
         """The snapshot, once it has changed since the last call; None after `timeout_s` seconds without a change.
 
-        The first one comes when every kind has been listed. Changes that came meanwhile are one.
+        The first one comes when every kind has been listed. Changes that came meanwhile are one. That following fails,
+        or goes on again, is a change as well.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -91,163 +106,187 @@ class Watch:
                         return self.snapshot()
         return None
 
-    async def _follow(self, kind: str) -> None:
-        """List and watch one kind, for ever."""
-        pause = _FIRST_PAUSE_S
-        version: str | None = None
-        while True:
-            try:
-                if version is None:
-                    version = await self._list(kind)
-                self._note(kind, None)
-                version = await self._watch(kind, version)
-                pause = _FIRST_PAUSE_S
-            except _Gone:
-                version = None
-            except _NotServed:
-                # No objects of a kind that does not exist: that is an answer, not an error.
-                self._set(kind, {})
-                version = None
-                await asyncio.sleep(_NOT_SERVED_PAUSE_S)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
-                # Whatever it was, it says nothing about the objects.
-                self._note(kind, redact(f"{type(error).__name__}: {error}"))
-                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-                pause = min(pause * 2, _LONGEST_PAUSE_S)
-
-    async def _list(self, kind: str) -> str:
-        objects: dict[tuple[str, str], Object] = {}
-        query = {"limit": "500"}
-        while True:
-            async with self._get(kind, query, total_s=30.0) as answer:
-                page = json.loads(await answer.read())
-            for item in page.get("items") or ():
-                item = {"apiVersion": api_version_of(kind), "kind": kind, **item}
-                objects[_key(item)] = _slim(item)
-            metadata = page.get("metadata") or {}
-            if not metadata.get("continue"):
-                break
-            query = {**query, "continue": metadata["continue"]}
-        self._set(kind, objects)
-        return str(metadata["resourceVersion"])
-
-    async def _watch(self, kind: str, version: str) -> str:
-        """Follow until the server ends the watch; returns the version to go on from."""
-        query = {
-            "watch": "true",
-            "resourceVersion": version,
-            "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(_WATCH_S),
-        }
-        async with self._get(kind, query, total_s=_WATCH_S + _GRACE_S) as answer:
-            async for line in _lines(answer):
-                event = json.loads(line)
-                obj = event["object"]
-                if event["type"] == "ERROR":
-                    if obj.get("code") == 410:
-                        raise _Gone
-                    raise ConnectionError(f"the watch ended: {obj.get('message')}")
-                version = str(obj["metadata"]["resourceVersion"])
-                if event["type"] != "BOOKMARK":
-                    self._take(kind, event["type"], obj)
-        return version
-
-    def _get(self, kind: str, query: dict[str, str], *, total_s: float) -> _Answer:
-        assert self._session is not None
-        namespace = self.namespace if is_namespaced(kind) else None
-        url = self.access.endpoint + path_of(api_version_of(kind), kind, namespace)
-        return _Answer(self._session, self.access, url, query, total_s)
-
-    def _set(self, kind: str, objects: dict[tuple[str, str], Object]) -> None:
-        if self._objects.get(kind) != objects:
-            self._objects[kind] = objects
-            self._changed.set()
-
-    def _take(self, kind: str, type_: str, obj: Object) -> None:
-        objects = self._objects[kind]
-        if type_ == "DELETED":
-            objects.pop(_key(obj), None)
-        else:
-            objects[_key(obj)] = _slim({"apiVersion": api_version_of(kind), "kind": kind, **obj})
+    def wake(self) -> None:
+        """There is something new to see."""
         self._changed.set()
 
-    def _note(self, kind: str, problem: str | None) -> None:
-        if problem is None:
-            self._problems.pop(kind, None)
-        else:
-            self._problems[kind] = problem
-        self.problem = "; ".join(f"{kind}: {text}" for kind, text in self._problems.items()) or None
+
+def is_for_all(watch: Watch, kind: str) -> bool:
+    """Who waits in a namespace sees all that is cluster-scoped: a node has to do with any pod, whatever its name."""
+    return watch.namespace is not None and not is_namespaced(kind)
+
+
+class Hub:
+    """The feeds of one cluster in one event loop, and who waits for what of them."""
+
+    def __init__(self, access: ClusterAccess) -> None:
+        self.access = access
+        self.feeds: dict[tuple[str, str | None], Feed] = {}
+        self._tasks: dict[Feed, asyncio.Task[None]] = {}
+        self._watches: dict[Feed, set[Watch]] = {}
+        # Who is woken by every change of a feed, and who by changes that have to do with a name.
+        self._by_any: dict[Feed, set[Watch]] = {}
+        self._by_handle: dict[tuple[Feed, str], set[Watch]] = {}
+        self._to_wake: dict[Watch, None] = {}
+        self._session: asyncio.Task[aiohttp.ClientSession] | None = None
+
+    @classmethod
+    def of(cls, access: ClusterAccess) -> Hub:
+        """The running event loop's hub for a cluster, made when there is none."""
+        hubs = _hubs.setdefault(asyncio.get_running_loop(), {})
+        hub = hubs.get(access.identity)
+        if hub is None:
+            hub = hubs[access.identity] = cls(access)
+        elif any(feed.problem for feed in hub.feeds.values()):
+            # Perhaps it is our way in that is old: the newcomer has just asked AWS for it.
+            hub.access = access
+        return hub
+
+    def join(self, watch: Watch) -> dict[str, Feed]:
+        """The feeds of a watch, which from now on is woken."""
+        feeds = {kind: self._feed(kind, watch.namespace if is_namespaced(kind) else None) for kind in watch.kinds}
+        for kind, feed in feeds.items():
+            self._watches[feed].add(watch)
+            if watch.about is None or is_for_all(watch, kind):
+                self._by_any[feed].add(watch)
+        watch._feeds = feeds
+        for name in watch.about or ():
+            self._attach(watch, name)
+        if all(feed.is_synced for feed in feeds.values()):
+            self._wake([watch])
+        return feeds
+
+    async def leave(self, watch: Watch) -> None:
+        """Ends every feed that nobody waits for any more, and with the last one the connections."""
+        feeds = list(watch._feeds.values())
+        ended = []
+        for feed in feeds:
+            self._by_any[feed].discard(watch)
+            for name in watch.handles:
+                self._detach(feed, name, watch)
+            self._watches[feed].discard(watch)
+            if not self._watches[feed]:
+                ended.append(self._end(feed))
+        self._to_wake.pop(watch, None)
+        session = None
+        if not self.feeds and self._session is not None:
+            session, self._session = self._session, None
+            hubs = _hubs.get(asyncio.get_running_loop(), {})
+            if hubs.get(self.access.identity) is self:
+                del hubs[self.access.identity]
+        if ended or session:
+            # To its end, also when the one who leaves is being cancelled.
+            await asyncio.shield(asyncio.ensure_future(_close(ended, session)))
+
+    def _feed(self, kind: str, namespace: str | None) -> Feed:
+        feed = self.feeds.get((kind, namespace))
+        if feed is None:
+            feed = Feed(kind, namespace, changed=self._on_change, troubled=self._on_trouble)
+            self.feeds[kind, namespace] = feed
+            self._watches[feed], self._by_any[feed] = set(), set()
+            self._tasks[feed] = asyncio.create_task(
+                feed.follow(self._connections, lambda: self.access), name=f"watch {kind}"
+            )
+        return feed
+
+    async def _connections(self) -> aiohttp.ClientSession:
+        if self._session is None or (self._session.done() and self._session.exception() is not None):
+            self._session = asyncio.create_task(_open(self.access), name="connections")
+        return await asyncio.shield(self._session)
+
+    def _end(self, feed: Feed) -> asyncio.Task[None]:
+        del self.feeds[feed.kind, feed.namespace], self._watches[feed], self._by_any[feed]
+        task = self._tasks.pop(feed)
+        task.cancel()
+        return task
+
+    def _attach(self, watch: Watch, name: str) -> None:
+        """Wake the watch by what has to do with a name, and with what belongs to the object of that name."""
+        if not name or name in watch.handles:
+            return
+        watch.handles.add(name)
+        for feed in watch._feeds.values():
+            self._by_handle.setdefault((feed, name), set()).add(watch)
+        for feed in watch._feeds.values():
+            for child in tuple(feed.children.get(name, ())):
+                # What is named after its owner is found by its name.
+                if not child.startswith(f"{name}-"):
+                    self._attach(watch, child)
+            if watch.about and name in watch.about:
+                found = feed.objects.get((feed.namespace or "", name))
+                for reference in references_of(found) if found else ():
+                    self._attach(watch, reference)
+
+    def _detach(self, feed: Feed, name: str, watch: Watch) -> None:
+        watches = self._by_handle.get((feed, name))
+        if watches is not None:
+            watches.discard(watch)
+            if not watches:
+                del self._by_handle[feed, name]
+
+    def _on_change(self, feed: Feed, objects: Iterable[Object], first: bool) -> None:
+        woken = set(self._watches[feed] if first else self._by_any[feed])
+        for obj in objects:
+            for name in handles(obj):
+                for watch in tuple(self._by_handle.get((feed, name), ())):
+                    woken.add(watch)
+                    self._learn(watch, obj)
+        self._wake(woken)
+
+    def _learn(self, watch: Watch, obj: Object) -> None:
+        name = obj["metadata"]["name"]
+        if watch.about and name in watch.about:
+            for reference in references_of(obj):
+                self._attach(watch, reference)
+        elif obj["kind"] != "Event" and name not in watch.handles:
+            owners = [owner for owner in owners_of(obj) if owner in watch.handles]
+            if owners and not any(name.startswith(f"{owner}-") for owner in owners):
+                self._attach(watch, name)
+
+    def _on_trouble(self, feed: Feed) -> None:
+        self._wake(self._watches[feed])
+
+    def _wake(self, watches: Iterable[Watch]) -> None:
+        idle = not self._to_wake
+        self._to_wake.update(dict.fromkeys(watches))
+        if idle and self._to_wake:
+            asyncio.get_running_loop().call_soon(self._wake_some)
+
+    def _wake_some(self) -> None:
+        for watch in list(self._to_wake)[:_WOKEN_PER_TURN]:
+            del self._to_wake[watch]
+            watch.wake()
+        if self._to_wake:
+            asyncio.get_running_loop().call_soon(self._wake_some)
+
+
+_hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Hashable, ...], Hub]] = WeakKeyDictionary()
+
+
+async def _open(access: ClusterAccess) -> aiohttp.ClientSession:
+    import aiohttp
+
+    context = await asyncio.to_thread(access.ssl_context)
+    connector = aiohttp.TCPConnector(ssl=context, limit=0) if context else aiohttp.TCPConnector(limit=0)
+    return aiohttp.ClientSession(connector=connector, headers={"User-Agent": "nim-rollouts"})
+
+
+async def _close(tasks: list[asyncio.Task[None]], session: asyncio.Task[aiohttp.ClientSession] | None) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
+    if session is not None:
+        with suppress(Exception):
+            await (await session).close()
 
 
 async def snapshots(
-    access: ClusterAccess, kinds: Iterable[str], namespace: str | None, *, tick_s: float = 15.0
+    access: ClusterAccess,
+    kinds: Iterable[str],
+    namespace: str | None,
+    *,
+    tick_s: float = 15.0,
+    about: Iterable[str] | None = None,
 ) -> AsyncIterator[Snapshot | None]:
     """A snapshot at each change, None after every `tick_s` seconds without one (for deadlines and progress lines)."""
-    async with Watch(access, kinds, namespace) as watch:
+    async with Watch(access, kinds, namespace, about=about) as watch:
         while True:
             yield await watch.next(tick_s)
-
-
-class _Gone(Exception):
-    """The version is too old to go on from."""
-
-
-class _NotServed(Exception):
-    """The kind is not served."""
-
-
-class _Answer:
-    """A GET as a context, with its refusals told apart."""
-
-    def __init__(
-        self, session: aiohttp.ClientSession, access: ClusterAccess, url: str, query: dict[str, str], total_s: float
-    ) -> None:
-        self._session, self._access, self._url, self._query = session, access, url, query
-        self._total_s = total_s
-        self._answer: aiohttp.ClientResponse | None = None
-
-    async def __aenter__(self) -> aiohttp.ClientResponse:
-        import aiohttp
-
-        # Minting a token may ask AWS: not on the event loop's thread.
-        headers = await asyncio.to_thread(self._access.headers)
-        timeout = aiohttp.ClientTimeout(total=self._total_s, sock_connect=10.0)
-        answer = await self._session.get(self._url, params=self._query, headers=headers, timeout=timeout)
-        if answer.status < 400:
-            self._answer = answer
-            return answer
-        text = (await answer.text())[:300]
-        answer.release()
-        if answer.status == 410:
-            raise _Gone
-        if answer.status == 404:
-            raise _NotServed
-        if answer.status == 401:
-            self._access.forget_token()
-        raise ConnectionError(f"the API server answers {answer.status}: {text}")
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._answer is not None:
-            # Not release(): what is left of a watch would have to be read first.
-            self._answer.close()
-
-
-async def _lines(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Lines of any length (aiohttp's own reader refuses long ones)."""
-    rest = b""
-    async for chunk in answer.content.iter_any():
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            if line.strip():
-                yield line
-
-
-def _key(obj: Object) -> tuple[str, str]:
-    return obj["metadata"].get("namespace") or "", obj["metadata"]["name"]
-
-
-def _slim(obj: Object) -> Object:
-    obj["metadata"].pop("managedFields", None)
-    return obj

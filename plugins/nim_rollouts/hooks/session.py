@@ -10,7 +10,7 @@ import logging
 from functools import cached_property
 from typing import Any
 
-from nim_rollouts.clients.access import ClusterAccess, cluster_access
+from nim_rollouts.clients.access import ClusterAccess, cluster_access, remembered
 from nim_rollouts.clients.claims import Claim, Holder
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.include import Include
@@ -76,6 +76,11 @@ class Session:
     def access(self) -> ClusterAccess:
         """The way into the cluster."""
         return cluster_access(self.environment)
+
+    @cached_property
+    def shared_access(self) -> ClusterAccess:
+        """The same for a trigger, shared with the other waits of its triggerer."""
+        return remembered(cluster_access, self.environment)
 
     @cached_property
     def cluster(self) -> Cluster:

@@ -27,6 +27,10 @@ class Plan:
             found.setdefault(subject.namespace, {}).update(dict.fromkeys(subject.kinds))
         return {namespace: tuple(kinds) for namespace, kinds in found.items()}
 
+    def names_in(self, namespace: str | None) -> tuple[str, ...]:
+        """Names of what is waited for in one of the groups."""
+        return tuple(subject.name for subject in self.subjects if subject.namespace == namespace)
+
 
 def plan_for(stage: str, session: Session) -> Plan:
     """The plan of a waiting stage, from the environment, the request and the earlier stages' records."""

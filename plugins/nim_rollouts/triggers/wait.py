@@ -108,7 +108,7 @@ class WaitTrigger(BaseTrigger):
         if not plan.subjects:
             return plan, None, started
         try:
-            return plan, session.access, started
+            return plan, session.shared_access, started
         except ClusterMissing:
             # Where the whole cluster is gone, so is everything whose absence is waited for.
             if all(subject.absent for subject in plan.subjects):

@@ -79,7 +79,7 @@ async def watch_until(access: ClusterAccess, plan: Plan, *, started: datetime, s
     story = _Story(started, deadline, say)
     async with AsyncExitStack() as stack:
         watches = {
-            namespace: await stack.enter_async_context(Watch(access, kinds, namespace))
+            namespace: await stack.enter_async_context(Watch(access, kinds, namespace, about=plan.names_in(namespace)))
             for namespace, kinds in plan.groups.items()
         }
         snapshots: dict[str | None, Snapshot] = {}
@@ -95,10 +95,10 @@ async def watch_until(access: ClusterAccess, plan: Plan, *, started: datetime, s
                         snapshots[namespace] = snapshot
                     pending[asyncio.create_task(watches[namespace].next(_TICK_S))] = namespace
                 outcome = _outcome(plan, snapshots, datetime.now(UTC) >= deadline)
-                if outcome is None:
-                    continue
                 trouble = "; ".join(watch.problem for watch in watches.values() if watch.problem)
                 story.tell(outcome, trouble)
+                if outcome is None:
+                    continue
                 if outcome.reached or outcome.overdue or any(s.is_final(v) for s, v in outcome.missing):
                     outcome.timeline = story.timeline
                     return outcome
@@ -137,19 +137,30 @@ class _Story:
     def __init__(self, started: datetime, deadline: datetime, say: Say) -> None:
         self.started, self.deadline, self.say = started, deadline, say
         self.timeline: list[dict[str, Any]] = []
-        self._words = ""
+        self._news = ("", False)
         self._said = started - timedelta(days=1)
         self._said_of: dict[str, dict[str, str]] = {}
 
-    def tell(self, outcome: Outcome, trouble: str) -> None:
+    def tell(self, outcome: Outcome | None, trouble: str) -> None:
+        """`outcome`: None before the cluster has been seen; `trouble`: why what is known may be old."""
         now = datetime.now(UTC)
-        self._note(outcome, now)
-        shown = outcome.missing or outcome.verdicts
-        words = " | ".join(f"{subject.ref} {verdict.in_words}" for subject, verdict in shown)
-        words += f" (not following: {trouble})" if trouble else ""
-        if words == self._words and (now - self._said).total_seconds() < LINE_S:
+        if outcome is None:
+            words = "nothing seen of the cluster yet"
+        else:
+            self._note(outcome, now)
+            shown = outcome.missing or outcome.verdicts
+            words = " | ".join(f"{subject.ref} {verdict.in_words}" for subject, verdict in shown)
+        if outcome is None and not trouble and self._said < self.started:
+            return  # the first moments
+        # That the API server is away is news, and that it is back; how exactly it refuses is none.
+        news = (words, bool(trouble))
+        if news == self._news and (now - self._said).total_seconds() < LINE_S:
             return
-        self._words, self._said = words, now
+        if trouble:
+            words += f" (not following: {trouble})"
+        elif self._news[1] and self._news[0] == words:
+            words += " (following again)"
+        self._news, self._said = news, now
         spent, left = (now - self.started).total_seconds(), (self.deadline - now).total_seconds()
         self.say(f"{words} [{spent:.0f} s, {max(left, 0):.0f} s left]")
 

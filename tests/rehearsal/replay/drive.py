@@ -18,8 +18,8 @@ from tests.rehearsal.replay.world import Endpoints, Provisioner, make_nodes
 Obj = dict[str, Any]
 GROUP = "apps.nvidia.com/v1alpha1"
 RECORDED = (
-    (GROUP, "NIMCache"), (GROUP, "NIMService"), ("batch/v1", "Job"), ("v1", "Pod"), ("apps/v1", "Deployment"),
-    ("apps/v1", "ReplicaSet"), ("v1", "PersistentVolumeClaim"), ("v1", "Service"),
+    (GROUP, "NIMCache"), (GROUP, "NIMService"), (GROUP, "NIMPipeline"), ("batch/v1", "Job"), ("v1", "Pod"),
+    ("apps/v1", "Deployment"), ("apps/v1", "ReplicaSet"), ("v1", "PersistentVolumeClaim"), ("v1", "Service"),
     ("autoscaling/v2", "HorizontalPodAutoscaler"), ("v1", "Event"),
 )  # fmt: skip
 VERSIONS = {kind: version for version, kind in RECORDED}

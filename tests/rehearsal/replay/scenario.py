@@ -13,7 +13,7 @@ import yaml
 from rehearsal.nim import image
 
 Obj = dict[str, Any]
-CUSTOM = ("NIMCache", "NIMService")
+CUSTOM = ("NIMCache", "NIMService", "NIMPipeline")
 REMOVED_SOON_S = 1.0
 """An exit that is followed by the pod's removal this soon was the answer to the pod's deletion, not the program's
 own."""

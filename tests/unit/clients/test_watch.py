@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from nim_rollouts.clients import watch as module
+from nim_rollouts.clients import feed as module
 from nim_rollouts.clients.access import ClusterAccess
 from nim_rollouts.clients.watch import Watch, snapshots
 

@@ -117,3 +117,18 @@ def test_the_rehearsals_command_line_hands_everything_on(monkeypatch: pytest.Mon
     monkeypatch.setattr(faults, "main", lambda argv: taken.append(argv) or 0)
     assert main() == 0
     assert taken == [rest]
+
+
+def test_every_fault_is_in_the_document() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "rehearsal.md").read_text()
+    assert [name for name in faults.CATALOGUE if f"| `{name}" not in text] == []
+
+
+def test_no_pipeline_knows_of_a_fault() -> None:
+    """Orders are files of the stand-ins: the product must find out by itself, as it would in production."""
+    root = Path(__file__).resolve().parents[3]
+    for folder in ("plugins", "dags"):
+        for file in (root / folder).rglob("*.py"):
+            text = file.read_text()
+            own = [n for n in faults.CATALOGUE if n not in ("crash-loop", "registry") and f'"{n}"' in text]
+            assert own == [], file

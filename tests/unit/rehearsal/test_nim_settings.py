@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rehearsal.nim.settings import ErrorRule, Settings, SettingsError, Shares, load
+from rehearsal.nim.settings import ErrorRule, Ordered, Settings, SettingsError, Shares, load
 
 
 def test_defaults() -> None:
@@ -53,3 +53,27 @@ def test_the_fault_is_read_at_most_once_a_second(tmp_path: Path) -> None:
     assert rule.hit()
     now[0] = 2.0
     assert not rule.hit()
+
+
+def _order(folder: Path, name: str, text: str) -> None:
+    (folder / "faults").mkdir(exist_ok=True)
+    (folder / "faults" / f"{name}.json").write_text(text)
+
+
+def test_a_slow_start_is_ordered_over_every_setting(tmp_path: Path) -> None:
+    _order(tmp_path, "slow-start", '{"start_s": 50}')
+    assert load({"REHEARSAL_STATE": str(tmp_path), "NIM_STANDIN_START_S": "1"}).start_s == 50
+
+
+def test_health_flaps_by_the_clock_from_the_order_on(tmp_path: Path) -> None:
+    now = [100.0]
+    ordered = Ordered(tmp_path, clock=lambda: now[0], period_s=0)
+    assert not ordered.flapped()
+    _order(tmp_path, "health-flaps", '{"up_s": 4, "down_s": 2}')
+    seen = []
+    for second in range(12):
+        now[0] = 100.0 + second
+        seen.append(ordered.flapped())
+    assert seen == [False] * 4 + [True] * 2 + [False] * 4 + [True] * 2
+    (tmp_path / "faults" / "health-flaps.json").unlink()
+    assert not ordered.flapped()

@@ -206,3 +206,13 @@ def test_a_node_object_takes_a_free_name_and_says_where_its_kubelet_is() -> None
     assert made["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"] == 1234
     assert {"type": "InternalIP", "address": "127.0.0.1"} in made["status"]["addresses"]
     assert made["metadata"]["labels"]["topology.kubernetes.io/zone"] == "us-west-2b"
+
+
+def test_a_type_that_the_cloud_refused_is_not_asked_for_again() -> None:
+    gpu_pod = pod(limits={"nvidia.com/gpu": "2"}, tolerations=[GPU])
+    (_, gpu) = SHAPES
+    assert [start.shape for start in place([gpu_pod], [], SHAPES, {}).starts] == [gpu]
+    plan = place([gpu_pod], [], SHAPES, {}, short={gpu.instance_type})
+    assert plan.starts == []
+    ((_, why),) = plan.refused
+    assert "(no instance type has the required offering)" in why and gpu.instance_type in why

@@ -154,3 +154,15 @@ def test_an_unreachable_aws_is_internal() -> None:
     with pytest.raises(DriverError, match="code = Internal desc = Failed to fetch File System info"):
         points.create(wanted(BASE, "pvc-1", "claim"))
     assert access_points.CLUSTER_TAG == "efs.csi.aws.com/cluster"
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("AccessDeniedException", "rpc error: code = Unauthenticated desc = Access Denied."),
+        ("FileSystemNotFound", "rpc error: code = InvalidArgument desc = File System does not exist"),
+        ("AccessPointLimitExceeded", "rpc error: code = Internal desc = Failed to create Access point"),
+    ],
+)
+def test_an_ordered_refusal_is_worded_as_the_drivers_own(code: str, says: str) -> None:
+    assert str(access_points.refusal(code)).startswith(says)

@@ -34,7 +34,7 @@ class Script:
     snapshots: dict[str | None, list[Snapshot]] = {}
     problem: str | None = None
 
-    def __init__(self, access: Any, kinds: Any, namespace: str | None) -> None:
+    def __init__(self, access: Any, kinds: Any, namespace: str | None, *, about: Any = None) -> None:
         self.left = list(self.snapshots[namespace])
 
     async def __aenter__(self) -> Script:

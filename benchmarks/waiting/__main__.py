@@ -1,0 +1,288 @@
+"""`make bench-waiting`: N waits of ours and N of a stock deferrable, one after the other, on one real API server.
+
+Both run in Airflow's own TriggerRunner in a process of its own, under its own supervisor (see triggerer.py for what
+stands for the database). Ours wait for NIMServices with Deployment, ReplicaSet and Pod of recorded size; the stock one
+is the cncf-kubernetes provider's KubernetesJobTrigger, unmodified, with its default poll interval, on Jobs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.waiting.objects import NAMESPACE, Jobs, Services, Writer, prepare
+from nim_rollouts.clients.access import ClusterAccess
+from rehearsal import supervisor, toolbox
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = {"etcd", "kube-apiserver"}
+_RACE_S = 8.0
+GOALS = {"requests_per_minute": 10.0, "latency_p99_s": 1.0, "memory_per_wait_kb": 100.0, "lag_max_s": 0.2}
+
+
+class Plane:
+    """etcd and an API server, with nobody else on it: every request is a wait's or the API server's own."""
+
+    def __init__(self, state: Path) -> None:
+        toolbox.aiperf_executable = lambda: Path("/nonexistent")  # type: ignore[assignment]  # not needed here
+        self.r, self._lock = supervisor.prepare(state, with_airflow=False)
+        self._supervisor = supervisor.Supervisor(self.r)
+        self._supervisor.parts = [part for part in self._supervisor.parts if part.name in PARTS]
+
+    def start(self) -> None:
+        while not self._supervisor.all_ready:
+            self._supervisor._start_what_can_start()
+            self._supervisor._look()
+            if self._supervisor.failed:
+                raise SystemExit(f"the control plane does not start: {self._supervisor.failed}")
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        self._supervisor.end()
+        self._lock.close()
+
+    @property
+    def access(self) -> ClusterAccess:
+        return ClusterAccess(self.r.url("apiserver"), self.r.ca.read_text(), lambda: self.r.admin_token)
+
+
+def requests(writer: Writer) -> float:
+    """Requests so far from the API server's own metrics: those that have ended and those that still run (a watch is
+    counted by apiserver_request_total when it ends). Reading the metrics is left out."""
+    total = 0.0
+    for line in writer.rest.text("GET", "/metrics").splitlines():
+        if line.startswith(("apiserver_request_total{", "apiserver_longrunning_requests{")):
+            if ',resource=""' not in line:
+                total += float(line.rsplit(" ", 1)[1])
+    return total
+
+
+def kubeconfig(plane: Plane, folder: Path) -> str:
+    """One with a static token, the cheapest way in that the stock hook knows."""
+    config = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "it",
+        "clusters": [{"name": "it", "cluster": {
+            "server": plane.access.endpoint, "certificate-authority": str(plane.r.ca)}}],
+        "users": [{"name": "it", "user": {"token": plane.r.admin_token}}],
+        "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it", "namespace": NAMESPACE}}],
+    }  # fmt: skip
+    path = folder / "kubeconfig"
+    path.write_text(json.dumps(config))
+    path.chmod(0o600)
+    return str(path)
+
+
+class Triggerer:
+    """A measured triggerer: its process, and what it and its probe have written."""
+
+    def __init__(self, folder: Path, given: dict[str, Any]) -> None:
+        self.folder = folder
+        (folder / "logs").mkdir(parents=True)
+        (folder / "spec.json").write_text(json.dumps(given))
+        environment = {
+            **os.environ,
+            "WAITING_SPEC": str(folder / "spec.json"),
+            "AIRFLOW_HOME": str(folder / "airflow"),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__FERNET_KEY": "",
+            "AIRFLOW_CONN_KUBERNETES_DEFAULT": "kubernetes://",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}",
+        }
+        with (folder / "triggerer.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.waiting.triggerer"],
+                cwd=ROOT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+
+    def touch(self, name: str) -> None:
+        (self.folder / name).touch()
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / name
+        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def rss(self) -> int:
+        """After a collection of garbage: the median of three seconds."""
+        self.touch("collect")
+        self.until(lambda: not (self.folder / "collect").exists(), 60)
+        seen = len(self.lines("probe.jsonl"))
+        self.until(lambda: len(self.lines("probe.jsonl")) >= seen + 4, 120)
+        return int(statistics.median(one["rss"] for one in self.lines("probe.jsonl")[-3:]))
+
+    def until(self, check: Callable[[], bool], within_s: float) -> None:
+        deadline = time.monotonic() + within_s
+        while not check():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                tail = (self.folder / "triggerer.log").read_text()[-3000:]
+                raise SystemExit(f"the triggerer does not get there; its log ends with\n{tail}")
+            time.sleep(0.25)
+
+    def close(self) -> None:
+        self.touch("stop")
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def started(triggerer: Triggerer, count: int) -> bool:
+    """True once that many waits have begun (each has a log of its own)."""
+    return sum(1 for one in (triggerer.folder / "logs").iterdir()) >= count
+
+
+def measure(side: str, plane: Plane, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The figures of one side."""
+    writer = Writer(plane.access)
+    kinds: Services | Jobs = Services(writer) if side == "ours" else Jobs(writer)
+    # One more: the wait that has everything loaded before memory is measured.
+    names = [f"{side}-{number:05d}" for number in range(options.waits + 1)]
+    say(f"{side}: making {len(names)} {kinds.kind}s")
+    writer.many(kinds.make, names[:1])
+    given = {
+        "side": side, "names": names, "namespace": NAMESPACE, "image": kinds.image, "endpoint": plane.access.endpoint,
+        "ca": plane.access.ca_pem, "token": plane.r.admin_token, "kubeconfig": kubeconfig(plane, folder),
+    }  # fmt: skip
+    triggerer = Triggerer(folder / side, given)
+    try:
+        triggerer.until(lambda: started(triggerer, 1), 120)
+        time.sleep(3)
+        before = triggerer.rss()
+        writer.many(kinds.make, names[1:])
+        first = requests(writer)
+        triggerer.touch("go")
+        began = time.monotonic()
+        triggerer.until(lambda: started(triggerer, len(names)), 300 + options.waits)
+        say(f"{side}: {options.waits} waits began within {time.monotonic() - began:.0f} s")
+        # Older than the race window, and all that comes with the start is over.
+        time.sleep(_RACE_S + 2)
+        start_requests = requests(writer) - first
+        steady_from, at = requests(writer), time.monotonic()
+        mark = time.time()
+        time.sleep(options.window)
+        per_minute = (requests(writer) - steady_from) / (time.monotonic() - at) * 60
+        after = triggerer.rss()
+        say(f"{side}: {per_minute:.1f} requests/min; ending the waits, {options.rate:.0f} a second")
+        ended = end_all(kinds, names[1:], options.rate)
+        # Two rounds of polling are enough for one that is not overloaded; an overloaded one is given more.
+        give_up = time.monotonic() + options.patience
+        while len(triggerer.lines("fires.jsonl")) < options.waits and time.monotonic() < give_up:
+            time.sleep(0.25)
+        fires = {names[one["id"] - 1]: one["at"] for one in triggerer.lines("fires.jsonl") if one["id"]}
+        samples = [one for one in triggerer.lines("probe.jsonl") if one["at"] > mark]
+        late = [value for one in samples for value in one["late"]]
+    finally:
+        triggerer.close()
+    latencies = sorted(fires[name] - at for name, at in ended.items() if name in fires)
+    return {
+        "waits": options.waits,
+        "fired": len(latencies),
+        "requests_at_start": round(start_requests),
+        "requests_per_minute": round(per_minute, 1),
+        "latency_p50_s": quantile(latencies, 0.5),
+        "latency_p99_s": quantile(latencies, 0.99),
+        "memory_per_wait_kb": round((after - before) / options.waits / 1024, 1),
+        "lag_p99_s": quantile(sorted(late), 0.99),
+        "lag_max_s": round(max(late), 3),
+        "cpu_s": samples[-1]["cpu"],
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def end_all(kinds: Services | Jobs, names: list[str], rate: float) -> dict[str, float]:
+    """Name -> the moment before the write that ends its wait."""
+    ended = {}
+    began = time.monotonic()
+    for count, name in enumerate(names):
+        time.sleep(max(0.0, began + count / rate - time.monotonic()))
+        ended[name] = time.time()
+        kinds.end(name)
+    return ended
+
+
+def idle(writer: Writer, seconds: float) -> float:
+    """Requests a minute that the API server makes of itself."""
+    before, at = requests(writer), time.monotonic()
+    time.sleep(seconds)
+    return (requests(writer) - before) / (time.monotonic() - at) * 60
+
+
+def quantile(values: list[float], share: float) -> float | None:
+    """Of sorted values; None when there are none."""
+    return round(values[min(len(values) - 1, int(len(values) * share))], 3) if values else None
+
+
+def say(text: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def table(sides: dict[str, dict[str, Any]]) -> str:
+    rows = {
+        "fired": "fired",
+        "requests/min, all waits": "requests_per_minute",
+        "requests at start": "requests_at_start",
+        "event to fire, p50 [s]": "latency_p50_s",
+        "event to fire, p99 [s]": "latency_p99_s",
+        "memory per wait [KB]": "memory_per_wait_kb",
+        "loop lag, p99 [s]": "lag_p99_s",
+        "loop lag, max [s]": "lag_max_s",
+        "CPU of the triggerer [s]": "cpu_s",
+    }
+    lines = [f"{'':26}" + "".join(f"{side:>12}" for side in sides) + f"{'goal':>10}"]
+    for title, key in rows.items():
+        goal = f"{GOALS[key]:g}" if key in GOALS else ""
+        lines.append(f"{title:26}" + "".join(f"{one[key]!s:>12}" for one in sides.values()) + f"{goal:>10}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make bench-waiting ARGS=...", description=__doc__)
+    parser.add_argument("--waits", type=int, default=1000)
+    parser.add_argument("--window", type=float, default=120.0, help="seconds over which requests are counted")
+    parser.add_argument("--rate", type=float, default=20.0, help="waits ended a second")
+    parser.add_argument("--patience", type=float, default=180.0, help="seconds for the last ones to fire")
+    parser.add_argument("--idle", type=float, default=30.0, help="seconds over which the API server is looked at alone")
+    parser.add_argument("--side", choices=("ours", "stock", "both"), default="both")
+    parser.add_argument("--keep", action="store_true", help="keep the folder with logs and samples")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="nim-rollouts-waiting-"))
+    plane = Plane(folder / "plane")
+    sides: dict[str, dict[str, Any]] = {}
+    try:
+        plane.start()
+        writer = Writer(plane.access)
+        prepare(writer, ROOT / "rehearsal" / "charts" / "k8s-nim-operator" / "crds")
+        time.sleep(10)  # the API server's own start
+        own = idle(writer, options.idle)
+        say(f"the API server alone: {own:.1f} requests/min of its own (not subtracted)")
+        for side in ("stock", "ours") if options.side == "both" else (options.side,):
+            sides[side] = measure(side, plane, folder, options)
+    finally:
+        plane.close()
+        if options.keep:
+            say(f"kept: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(table(sides))
+    ours = sides.get("ours", {})
+    met = {key: ours.get(key) is not None and ours[key] <= goal for key, goal in GOALS.items()}
+    print(
+        json.dumps({"benchmark": "waiting", **sides, "api_server_own_requests_per_minute": round(own, 1), "goals": met})
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

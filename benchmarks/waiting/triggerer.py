@@ -1,0 +1,118 @@
+"""Airflow's own triggerer without its database: the supervisor's process, and the runner's with all triggers in it.
+
+`python -m benchmarks.waiting.triggerer`, with WAITING_SPEC in its environment. What the supervisor would read from the
+database comes from the spec; what it would write there is left out. The runner is Airflow's, but for its queue of
+events, which notes the time of each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import uuid
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import structlog
+from airflow.executors.workloads.task import TaskInstanceDTO
+from airflow.executors.workloads.trigger import RunTrigger
+from airflow.jobs.triggerer_job_runner import TriggerLoggingFactory, TriggerRunner, TriggerRunnerSupervisor
+from airflow.models.trigger import Trigger
+
+from benchmarks.waiting.triggers import SPEC, spec
+
+STOCK = "airflow.providers.cncf.kubernetes.triggers.job.KubernetesJobTrigger"
+OURS = "benchmarks.waiting.triggers.ServiceWait"
+PROBE = "benchmarks.waiting.triggers.Probe"
+_PER_LOOP = 50  # Airflow's max_trigger_to_select_per_loop
+
+
+class _Stamped(deque[Any]):
+    """The runner's queue of events, with the time at which each was put in."""
+
+    def append(self, entry: Any) -> None:
+        with (Path(os.environ[SPEC]).parent / "fires.jsonl").open("a") as out:
+            out.write(json.dumps({"id": entry.trigger_id, "at": time.time(), "event": str(entry.event)[:300]}) + "\n")
+        super().append(entry)
+
+
+class Runner(TriggerRunner):
+    """Airflow's runner; `events` stamps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events = _Stamped()
+
+
+class Supervisor(TriggerRunnerSupervisor):
+    """Airflow's supervisor. Its triggers are the spec's: the first with the probe, the others once `go` is there."""
+
+    @classmethod
+    def run_in_process(cls) -> None:
+        Runner().run()
+
+    def load_triggers(self) -> None:
+        given, folder = spec(), Path(os.environ[SPEC]).parent
+        wanted = {0, 1} if not (folder / "go").exists() else set(range(len(given["names"]) + 1))
+        started = self.__dict__.setdefault("_started", set())
+        for number in sorted(wanted - started)[:_PER_LOOP]:
+            started.add(number)
+            self.creating_triggers.append(self._workload(number, given))
+
+    def _workload(self, number: int, given: dict[str, Any]) -> RunTrigger:
+        name = given["names"][number - 1] if number else "probe"
+        classpath, kwargs = PROBE, {}
+        if number:
+            classpath, kwargs = (OURS, _ours(name)) if given["side"] == "ours" else (STOCK, _stock(name, given))
+        ti = TaskInstanceDTO(
+            id=uuid.uuid4(), task_id="wait", dag_id="waiting", run_id=name, try_number=1, dag_version_id=uuid.uuid4(),
+            pool_slots=1, priority_weight=1,
+        )  # fmt: skip
+        folder = Path(os.environ[SPEC]).parent / "logs"
+        self.logger_cache[number] = TriggerLoggingFactory(log_path=str(folder / f"{name}.log"), ti=ti)
+        return RunTrigger(id=number, classpath=classpath, encrypted_kwargs=Trigger.encrypt_kwargs(kwargs), ti=ti)
+
+    def on_trigger_event(self, trigger_id: int, event: Any) -> None:
+        """The database's part."""
+
+    def on_trigger_failure(self, trigger_id: int, exc: list[str] | None) -> None:
+        (Path(os.environ[SPEC]).parent / "failures.txt").open("a").write(f"{trigger_id}: {exc}\n")
+
+    def clean_unused(self) -> None:
+        """The database's part."""
+
+    def heartbeat(self) -> None:
+        """The database's part."""
+
+    def emit_metrics(self) -> None:
+        """Nobody reads them."""
+
+    def should_stop(self) -> bool:
+        return (Path(os.environ[SPEC]).parent / "stop").exists() or os.getppid() == 1
+
+
+def _ours(name: str) -> dict[str, Any]:
+    return {"environment": "benchmark", "deployment": "", "run_id": name, "stage": "wait_service"}
+
+
+def _stock(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "job_name": name, "job_namespace": given["namespace"], "pod_names": [], "pod_namespace": given["namespace"],
+        "base_container_name": "base", "config_file": given["kubeconfig"],
+    }  # fmt: skip
+
+
+def main() -> int:
+    supervisor = Supervisor.start(job=None, capacity=100_000, logger=structlog.get_logger("waiting"))
+    try:
+        supervisor.run()
+    finally:
+        supervisor.kill(escalation_delay=5, force=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
