@@ -7,8 +7,10 @@ from typing import ClassVar
 
 # NGC personal and service keys: the prefix is documented by NGC, the rest is base64url-like text.
 _NGC_KEY = re.compile(r"nvapi-[A-Za-z0-9_\-]{4,}")
-# What base64 makes of "nvapi-" at each of the three alignments, with the rest of the encoded text around it.
-_ENCODED_KEY = re.compile(r"[A-Za-z0-9+/=_\-]*(?:bnZhcGkt|52YXBpL|udmFwaS)[A-Za-z0-9+/=_\-]*")
+# What base64 makes of "nvapi-" at each of the three alignments. The encoded text around it is found by words, each
+# looked at once: one pattern for both would start anew at every letter of a long word.
+_ENCODED_MARK = re.compile(r"bnZhcGkt|52YXBpL|udmFwaS")
+_ENCODED_WORD = re.compile(r"[A-Za-z0-9+/=_\-]{6,}")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=\-]{20,}")
 _EKS_TOKEN = re.compile(r"k8s-aws-v1\.[A-Za-z0-9_\-]+")
 
@@ -16,7 +18,8 @@ _EKS_TOKEN = re.compile(r"k8s-aws-v1\.[A-Za-z0-9_\-]+")
 def redact(text: str) -> str:
     """Replace anything that looks like an NGC key (also in base64), an EKS token or an Authorization value."""
     text = _NGC_KEY.sub("nvapi-***", text)
-    text = _ENCODED_KEY.sub("***", text)
+    if _ENCODED_MARK.search(text):
+        text = _ENCODED_WORD.sub(lambda word: "***" if _ENCODED_MARK.search(word.group()) else word.group(), text)
     text = _EKS_TOKEN.sub("k8s-aws-v1.***", text)
     return _BEARER.sub(lambda match: f"{match.group(1)} ***", text)
 
