@@ -8,6 +8,7 @@ from datetime import datetime
 from nim_rollouts.core.verdicts.model import Snapshot, Verdict, gone, healthy, progressing
 from nim_rollouts.core.verdicts.objects import count, find, is_deleting, owned, selected, status
 from nim_rollouts.core.verdicts.pods import diagnose, refused
+from nim_rollouts.core.verdicts.workloads import is_observed, newest_of
 
 KINDS = ("Deployment", "ReplicaSet", "Pod", "Event")
 
@@ -22,13 +23,13 @@ def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:
     spec, state = deployment.get("spec") or {}, status(deployment)
     wanted = count(spec, "replicas", 1)
     counts = [int(state.get(field) or 0) for field in ("replicas", "updatedReplicas", "availableReplicas")]
-    observed = int(state.get("observedGeneration") or 0) >= int(deployment["metadata"].get("generation") or 0)
+    observed = is_observed(deployment)
     evidence = [f"Deployment/{name} wanted={wanted} updated={counts[1]} available={counts[2]} observed={observed}"]
     if observed and all(count == wanted for count in counts):
         return healthy("ready", f"{wanted} of {wanted} pods are available", evidence)
     message = f"{min(counts[1], counts[2])} of {wanted} pods are available"
     pods = selected(objects, "Pod", (spec.get("selector") or {}).get("matchLabels") or {})
-    trouble = diagnose(objects, pods)
+    trouble = diagnose(objects, newest_of(objects, deployment, pods))
     if trouble is not None:
         return trouble.verdict("rollout-in-progress", message, evidence)
     makers = [deployment, *owned(objects, "ReplicaSet", deployment)]

@@ -45,6 +45,21 @@ def labels(obj: Object) -> Mapping[str, str]:
     return obj["metadata"].get("labels") or {}
 
 
+def annotations(obj: Object) -> Mapping[str, str]:
+    """metadata.annotations, or an empty mapping."""
+    return obj["metadata"].get("annotations") or {}
+
+
+def has_ended(pod: Object) -> bool:
+    """True for a pod that has succeeded or failed: it runs nothing and holds nothing any more."""
+    return status(pod).get("phase") in ("Succeeded", "Failed")
+
+
+def times_seen(event: Object) -> int:
+    """How often an Event has happened: kubelets count in `count`, newer recorders in `series`."""
+    return max(count(event, "count", 1), count(event.get("series") or {}, "count", 1))
+
+
 def condition(obj: Object, type_: str) -> Mapping[str, Any]:
     """The condition of that type, or an empty mapping."""
     return next((one for one in status(obj).get("conditions") or () if one.get("type") == type_), {})
@@ -83,6 +98,13 @@ def events_of(objects: Snapshot, obj: Object) -> Iterator[Object]:
         involved = event.get("involvedObject") or {}
         if involved.get("kind") == kind and involved.get("name") == name and involved.get("uid") in (uid, None, ""):
             yield event
+
+
+def moment_of(event: Object, *, first: bool = False) -> str:
+    """When an Event happened last, or first, as the API server writes it: such texts sort as their times do."""
+    times = ("firstTimestamp", "eventTime") if first else ("lastTimestamp", "eventTime")
+    said = next((event[time] for time in times if event.get(time)), None)
+    return str(said or event["metadata"].get("creationTimestamp") or "")
 
 
 def claims_of(pod: Object) -> list[str]:

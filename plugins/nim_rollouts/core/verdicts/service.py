@@ -26,6 +26,7 @@ from nim_rollouts.core.verdicts.objects import (
     status,
 )
 from nim_rollouts.core.verdicts.pods import diagnose, is_quota, refused
+from nim_rollouts.core.verdicts.workloads import is_observed, newest_of
 
 KINDS = ("NIMService", "NIMCache", "Deployment", "ReplicaSet", "Pod", "PersistentVolumeClaim", "Event")
 _CACHE_REASONS = {
@@ -69,24 +70,25 @@ def judge(objects: Snapshot, desired: Desired | Mapping[str, Any], now: datetime
             "rollout-in-progress", message, evidence, Blocker("update-not-propagated", message, evidence)
         )
     if state == "Ready":
-        return _ready(deployment, wanted, evidence)
+        return _ready(objects, deployment, wanted, evidence)
     held = _by_cache(service, deployment, wanted, evidence)
     if held is not None:
         return held
     return _rolling_out(objects, service, deployment, wanted, evidence)
 
 
-def _ready(deployment: Object | None, wanted: Desired, evidence: list[str]) -> Verdict:
-    if deployment is not None and is_complete(deployment, wanted):
+def _ready(objects: Snapshot, deployment: Object | None, wanted: Desired, evidence: list[str]) -> Verdict:
+    if deployment is not None and is_complete(deployment, wanted) and wanted.replicas > 0:
         return healthy("ready", f"{wanted.replicas} of {wanted.replicas} pods serve {wanted.image}", evidence)
     if deployment is not None and _surplus_only(deployment, wanted):
         return healthy("scaling-down", "surplus pods are going, the service keeps serving", evidence)
-    return progressing(
-        "stale-ready",
-        "Ready is shown, but belongs to the rollout before",
-        evidence,
-        _not_propagated(deployment, wanted, evidence),
-    )
+    stage, message = "stale-ready", "Ready is shown, but belongs to the rollout before"
+    behind = _not_propagated(deployment, wanted, evidence)
+    # An operator that is away writes nothing; what the pods meet meanwhile, they say themselves.
+    trouble = diagnose(objects, _pods(objects, deployment, wanted)) if behind is None else None
+    if trouble is not None:
+        return trouble.verdict(stage, message, evidence)
+    return progressing(stage, message, evidence, behind)
 
 
 def _by_cache(service: Object, deployment: Object | None, wanted: Desired, evidence: list[str]) -> Verdict | None:
@@ -117,7 +119,7 @@ def _rolling_out(
     if error.get("status") == "True" and error.get("message"):
         # Its reconciler's own error (an object that the API server refuses, say). It may pass, so it decides nothing.
         message += f"; the operator says: {' '.join(str(error['message']).split())[:300]}"
-    pods = [pod for pod in selected(objects, "Pod", {"app": wanted.name}) if wanted.image in images(pod)]
+    pods = _pods(objects, deployment, wanted)
     trouble = diagnose(objects, pods)
     if trouble is not None:
         return trouble.verdict(stage, message, evidence)
@@ -129,6 +131,12 @@ def _rolling_out(
     makers = [deployment, *owned(objects, "ReplicaSet", deployment)] if deployment is not None else []
     blocker = _not_propagated(deployment, wanted, evidence) or refused(objects, makers) or failing
     return progressing(stage, message, evidence, blocker)
+
+
+def _pods(objects: Snapshot, deployment: Object | None, wanted: Desired) -> list[Object]:
+    """The pods that are to serve: of the wanted image and of the Deployment's newest revision."""
+    pods = [pod for pod in selected(objects, "Pod", {"app": wanted.name}) if wanted.image in images(pod)]
+    return newest_of(objects, deployment, pods)
 
 
 def _not_reconciled(service: Object) -> Blocker | None:
@@ -144,9 +152,10 @@ def _not_reconciled(service: Object) -> Blocker | None:
 
 
 def _scaled(spec: Mapping[str, Any], deployment: Object) -> int:
-    """With an autoscaler the Deployment has the number, from the least that was asked for on."""
-    least = int(((spec.get("scale") or {}).get("hpa") or {}).get("minReplicas") or 1)
-    return max(_replicas(deployment), least)
+    """With an autoscaler the Deployment has the number, between the least and the most that are asked for."""
+    scaler = (spec.get("scale") or {}).get("hpa") or {}
+    least = count(scaler, "minReplicas", 1)
+    return max(min(_replicas(deployment), count(scaler, "maxReplicas", _replicas(deployment))), least)
 
 
 def is_complete(deployment: Object, wanted: Desired) -> bool:
@@ -154,7 +163,7 @@ def is_complete(deployment: Object, wanted: Desired) -> bool:
     state = status(deployment)
     counts = [int(state.get(field) or 0) for field in ("replicas", "updatedReplicas", "availableReplicas")]
     return (
-        _observed(deployment)
+        is_observed(deployment)
         and wanted.image in images(deployment)
         and _replicas(deployment) == wanted.replicas
         and all(count == wanted.replicas for count in counts)
@@ -178,10 +187,6 @@ def _not_propagated(deployment: Object | None, wanted: Desired, evidence: list[s
     return Blocker("update-not-propagated", message, evidence)
 
 
-def _observed(deployment: Object) -> bool:
-    return int(status(deployment).get("observedGeneration") or 0) >= int(deployment["metadata"].get("generation") or 0)
-
-
 def _replicas(deployment: Object) -> int:
     return count(deployment.get("spec") or {}, "replicas", 1)
 
@@ -190,7 +195,7 @@ def _progress(deployment: Object | None, wanted: Desired) -> str:
     if deployment is None:
         return "the operator has not made the Deployment yet"
     available = int(status(deployment).get("availableReplicas") or 0) if wanted.image in images(deployment) else 0
-    updated = int(status(deployment).get("updatedReplicas") or 0) if _observed(deployment) else 0
+    updated = int(status(deployment).get("updatedReplicas") or 0) if is_observed(deployment) else 0
     return f"{updated} of {wanted.replicas} pods made, {min(available, updated)} available"
 
 
