@@ -74,7 +74,7 @@ REMEDIES: dict[str, Remedy] = {
     "volume-unbound": Remedy(Layer.VOLUME, "look at the claim's events; the storage driver's words say what it lacks"),
     "volume-terminating": Remedy(Layer.VOLUME, "delete the NIMService whose pod still mounts the old claim"),
     "volume-mount-failing": Remedy(Layer.VOLUME, "check mount targets, security groups and the file system's policy"),
-    "volume-lost": Remedy(Layer.VOLUME, "delete the claim: its volume is gone, the cache must be filled again"),
+    "volume-lost": Remedy(Layer.VOLUME, "delete the NIMCache and its claim, then clear apply_cache: it is filled again"),
     "claim-pending": Remedy(Layer.VOLUME, "look whether the storage driver runs and the StorageClass exists"),
     # caches and Jobs
     "no-matching-profile": Remedy(Layer.PROFILE, OF_LAYER[Layer.PROFILE]),

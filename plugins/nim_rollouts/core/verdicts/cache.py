@@ -13,20 +13,25 @@ from nim_rollouts.core.verdicts import claim as claims
 from nim_rollouts.core.verdicts import gone as gone_verdict
 from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, Verdict, failed, healthy, progressing, stuck
 from nim_rollouts.core.verdicts.objects import (
+    annotations,
     claims_of,
     condition,
     count,
     find,
+    has_ended,
     is_deleting,
     is_true,
     name_of,
     owned,
+    owned_by,
+    owners,
     ref,
     status,
 )
 from nim_rollouts.core.verdicts.pods import diagnose, is_quota, refused
 
 KINDS = ("NIMCache", "Job", "Pod", "PersistentVolumeClaim", "Event")
+_CHOSEN = "nvidia.com/selected-profiles"
 _NO_PROFILE = "no profiles are selected"
 
 
@@ -40,12 +45,13 @@ def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:
     state = str(status(cache).get("state") or "")
     evidence = [f"NIMCache/{name} state={state or 'none'}"]
     claim = find(objects, "PersistentVolumeClaim", _claim_name(cache))
-    job = next(iter(owned(objects, "Job", cache)), None)
+    # A Job that is being deleted is no more: the operator makes another unless the cache is filled.
+    job = next((one for one in owned(objects, "Job", cache) if not is_deleting(one)), None)
 
-    lost = _claim_going(objects, claim, job)
+    lost = _claim_going(objects, claim, job, state)
     if lost is not None:
         return lost
-    done = _filled(cache, state, job, evidence)
+    done = _filled(objects, cache, state, job, evidence)
     if done is not None:
         return done
     if job is not None and is_true(job, "Failed"):
@@ -72,9 +78,16 @@ def _claim_name(cache: Object) -> str:
     return str(status(cache).get("pvc") or asked.get("name") or f"{name_of(cache)}-pvc")
 
 
-def _filled(cache: Object, state: str, job: Object | None, evidence: list[str]) -> Verdict | None:
+def _filled(objects: Snapshot, cache: Object, state: str, job: Object | None, evidence: list[str]) -> Verdict | None:
     claim_name = status(cache).get("pvc")
+    if claim_name and "PersistentVolumeClaim" in objects and find(objects, "PersistentVolumeClaim", claim_name) is None:
+        message = f"the claim {claim_name} that was filled does not exist any more"
+        evidence = [*evidence, f"PersistentVolumeClaim/{claim_name} absent"]
+        return progressing("cache-preparing", message, evidence, Blocker("volume-lost", message, evidence))
     if state == "Ready" and claim_name:
+        behind = _not_what_is_asked(cache, evidence)
+        if behind is not None:
+            return progressing("stale-ready", behind.message, evidence, behind)
         return healthy("ready", f"the cache is filled, on claim {claim_name}", [*evidence, f"pvc={claim_name}"])
     # status.pvc is written on Ready alone and stays: it tells a cache that was filled from one that never was.
     if claim_name and job is not None and is_true(job, "Complete"):
@@ -86,14 +99,33 @@ def _filled(cache: Object, state: str, job: Object | None, evidence: list[str]) 
     return None
 
 
-def _claim_going(objects: Snapshot, claim: Object | None, job: Object | None) -> Verdict | None:
-    """A claim that is being deleted can neither be filled nor be trusted once it is."""
+def _not_what_is_asked(cache: Object, evidence: list[str]) -> Blocker | None:
+    """Whether a filled cache holds another model than its spec asks for: the operator fills it once, and a change of the
+    spec moves nothing after that. Only tags that both sides name are compared, as the operator compares them."""
+    asked = (((cache.get("spec") or {}).get("source") or {}).get("ngc") or {}).get("model") or {}
+    if asked.get("profiles") or _CHOSEN in annotations(cache):
+        return None  # chosen by name: then the operator looks at no tags
+    found = [one.get("config") or {} for one in status(cache).get("profiles") or ()]
+    for field, tag in (("precision", "precision"), ("tensorParallelism", "tp"), ("qosProfile", "profile")):
+        wanted, held = str(asked.get(field) or "").lower(), {str(one[tag]).lower() for one in found if one.get(tag)}
+        if wanted and held and wanted not in held:
+            message = f"the cache holds {field} {', '.join(sorted(held))}, its spec now asks for {wanted}"
+            return Blocker("update-not-propagated", message, [*evidence, f"status.profiles {tag}={sorted(held)}"])
+    return None
+
+
+def _claim_going(objects: Snapshot, claim: Object | None, job: Object | None, state: str) -> Verdict | None:
+    """A claim that is being deleted can neither be filled nor be trusted once it is; one without its volume neither."""
+    if claim is not None and status(claim).get("phase") == "Lost":
+        where = f"PersistentVolumeClaim/{name_of(claim)}"
+        return failed("volume-lost", f"the volume of claim {name_of(claim)} does not exist any more", [f"{where} Lost"])
     if claim is None or not is_deleting(claim):
         return None
     name = name_of(claim)
     downloads = owned(objects, "Pod", job) if job else []
     names = {name_of(pod) for pod in downloads}
-    users = [pod for pod in objects.get("Pod", ()) if name in claims_of(pod) and name_of(pod) not in names]
+    mounting = [pod for pod in objects.get("Pod", ()) if name in claims_of(pod) and name_of(pod) not in names]
+    users = [pod for pod in mounting if not has_ended(pod)]
     evidence = [f"PersistentVolumeClaim/{name} deletionTimestamp", *(ref(pod, "Pod") for pod in users)]
     staying = [pod for pod in users if not is_deleting(pod)]
     message = f"claim {name} is being deleted"
@@ -104,7 +136,8 @@ def _claim_going(objects: Snapshot, claim: Object | None, job: Object | None) ->
     trouble = diagnose(objects, downloads)
     if trouble is None or trouble.reason != "volume-terminating":
         # The scheduler has not refused the new download yet; the holder may still go.
-        return progressing("cache-preparing", message, evidence, Blocker("volume-terminating", message, evidence))
+        stage = "volume-terminating" if state == "Ready" else "cache-preparing"
+        return progressing(stage, message, evidence, Blocker("volume-terminating", message, evidence))
     evidence = [*evidence, *trouble.evidence]
     return stuck("volume-terminating", message, evidence)
 
@@ -115,7 +148,7 @@ def _on_its_way(
     name = name_of(cache)
     unbound = claims.unbound(objects, claim) if claim is not None else None
     if job is None:
-        pod = find(objects, "Pod", f"{name}-pod")
+        pod = selection_pod(objects, cache)
         trouble = diagnose(objects, [pod] if pod else [])
         stage, message = "cache-preparing", "the operator prepares the claim and chooses the model profile"
     else:
@@ -139,12 +172,18 @@ def _on_its_way(
     return trouble.verdict(stage, message, evidence)
 
 
+def selection_pod(objects: Snapshot, cache: Object) -> Object | None:
+    """The operator's pod that prints the image's profiles; not the one that a deleted namesake leaves behind."""
+    pod = find(objects, "Pod", f"{name_of(cache)}-pod")
+    return pod if pod is None or not owners(pod) or owned_by(pod, cache) else None
+
+
 def _ended_selection(objects: Snapshot, cache: Object, job: Object | None) -> Blocker | None:
     """The pod that prints the manifest should run until the operator has read it; once ended it is never replaced."""
-    pod = find(objects, "Pod", f"{name_of(cache)}-pod") if job is None else None
-    phase = str(status(pod).get("phase")) if pod else ""
-    if pod is None or phase not in ("Failed", "Succeeded"):
+    pod = selection_pod(objects, cache) if job is None else None
+    if pod is None or not has_ended(pod) or is_deleting(pod):
         return None
+    phase = status(pod).get("phase")
     message = f"the pod that lists the image's profiles has ended ({phase}), and the operator waits for it to run"
     return Blocker("selection-pod-ended", message, [f"{ref(pod, 'Pod')} phase={phase}"])
 
