@@ -17,9 +17,11 @@ from nim_rollouts.core import clues
 from nim_rollouts.core.errorbase import redact
 from nim_rollouts.core.layers import OF_LAYER, Layer, remedy_of
 from nim_rollouts.core.spent import Part, spent_on
+from nim_rollouts.core.verdicts.cache import selection_pod
 from nim_rollouts.core.verdicts.model import Object, Snapshot, State, Verdict
 from nim_rollouts.core.verdicts.objects import events_of, find, is_deleting, name_of, owned, selected, status
 from nim_rollouts.core.verdicts.pods import registry_words
+from nim_rollouts.core.verdicts.workloads import newest_of
 
 _LINE = 200
 _UNSTARTED = ("rollout-in-progress", "stale-ready", "cache-preparing", "cache-downloading", "job-pending")
@@ -166,25 +168,33 @@ def pods_of(objects: Snapshot, kind: str, name: str) -> list[Object]:
     """The pods that work for an object."""
     found: list[Object] = []
     if kind == "NIMService":
-        found = selected(objects, "Pod", {"app": name})
+        found = _serving(objects, name)
     elif kind == "NIMPipeline":
         pipeline = find(objects, "NIMPipeline", name)
         for one in ((pipeline or {}).get("spec") or {}).get("services") or ():
-            found += selected(objects, "Pod", {"app": str(one.get("name"))})
+            found += _serving(objects, str(one.get("name")))
     elif kind == "Deployment":
         deployment = find(objects, "Deployment", name)
         wanted = (((deployment or {}).get("spec") or {}).get("selector") or {}).get("matchLabels") or {}
         found = selected(objects, "Pod", wanted)
+        found = newest_of(objects, deployment, found) if deployment else found
     elif kind == "NIMCache":
         cache = find(objects, "NIMCache", name)
         for job in owned(objects, "Job", cache) if cache else []:
             found += owned(objects, "Pod", job)
-        selection = find(objects, "Pod", f"{name}-pod")
+        selection = selection_pod(objects, cache) if cache else None
         found += [selection] if selection else []
     elif kind == "Job":
         job_object = find(objects, "Job", name)
         found = owned(objects, "Pod", job_object) if job_object else []
     return [pod for pod in found if not is_deleting(pod)]
+
+
+def _serving(objects: Snapshot, service: str) -> list[Object]:
+    """Those of the newest revision; where that cannot be told, all."""
+    pods = selected(objects, "Pod", {"app": service})
+    deployment = find(objects, "Deployment", service)
+    return (newest_of(objects, deployment, pods) if deployment else []) or pods
 
 
 @dataclass(frozen=True)

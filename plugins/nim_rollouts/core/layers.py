@@ -67,6 +67,9 @@ REMEDIES: dict[str, Remedy] = {
     "image-pull-rate-limited": Remedy(Layer.RATE_LIMIT, OF_LAYER[Layer.RATE_LIMIT]),
     "image-pull-failing": Remedy(Layer.IMAGE_PULL, "look at the pod's events for the registry's words"),
     "container-config": Remedy(Layer.OPERATOR, "the message names what is missing: make it, or clear apply_secrets"),
+    "pod-network-failing": Remedy(
+        Layer.NETWORK, "look at the node's network plug-in and the free addresses of its subnet"
+    ),
     "crash-loop": Remedy(Layer.MODEL_ENDPOINT, _POD_LOG),
     "crash-loop-oom": Remedy(Layer.MEMORY, OF_LAYER[Layer.MEMORY]),
     "startup-probe-failing": Remedy(Layer.PROBE_BUDGET, OF_LAYER[Layer.PROBE_BUDGET]),
@@ -74,7 +77,7 @@ REMEDIES: dict[str, Remedy] = {
     "volume-unbound": Remedy(Layer.VOLUME, "look at the claim's events; the storage driver's words say what it lacks"),
     "volume-terminating": Remedy(Layer.VOLUME, "delete the NIMService whose pod still mounts the old claim"),
     "volume-mount-failing": Remedy(Layer.VOLUME, "check mount targets, security groups and the file system's policy"),
-    "volume-lost": Remedy(Layer.VOLUME, "delete the NIMCache and its claim, then clear apply_cache: it is filled again"),
+    "volume-lost": Remedy(Layer.VOLUME, "delete the NIMCache and its claim, then clear apply_cache to fill it again"),
     "claim-pending": Remedy(Layer.VOLUME, "look whether the storage driver runs and the StorageClass exists"),
     # caches and Jobs
     "no-matching-profile": Remedy(Layer.PROFILE, OF_LAYER[Layer.PROFILE]),

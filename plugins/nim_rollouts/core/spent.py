@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from nim_rollouts.core.verdicts.model import Object
-from nim_rollouts.core.verdicts.objects import condition, status
+from nim_rollouts.core.verdicts.objects import condition, status, time_of
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ def spent_on(pods: Sequence[Object], budget: Sequence[Part], now: datetime) -> s
 
 def _moments(pod: Object, now: datetime) -> list[float]:
     """Seconds of each part so far: until it was scheduled, until a container of its own ran, since then."""
-    created = _time(pod["metadata"].get("creationTimestamp")) or now
+    created = time_of(pod["metadata"].get("creationTimestamp")) or now
     scheduled = condition(pod, "PodScheduled")
-    placed = _time(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None
+    placed = time_of(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None
     if placed is None:
         return [_seconds(created, now)]
     begins = [_began(one) for one in status(pod).get("containerStatuses") or ()]
@@ -53,13 +53,9 @@ def _moments(pod: Object, now: datetime) -> list[float]:
 def _began(container: Object) -> datetime | None:
     for which in ("lastState", "state"):
         for state in (container.get(which) or {}).values():
-            if moment := _time((state or {}).get("startedAt")):
+            if moment := time_of((state or {}).get("startedAt")):
                 return moment
     return None
-
-
-def _time(text: object) -> datetime | None:
-    return datetime.fromisoformat(str(text)) if text else None
 
 
 def _seconds(begin: datetime, end: datetime) -> float:

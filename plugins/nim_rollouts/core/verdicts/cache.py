@@ -13,7 +13,7 @@ from nim_rollouts.core.verdicts import claim as claims
 from nim_rollouts.core.verdicts import gone as gone_verdict
 from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, Verdict, failed, healthy, progressing, stuck
 from nim_rollouts.core.verdicts.objects import (
-    annotations,
+    annotations_of,
     claims_of,
     condition,
     count,
@@ -100,10 +100,10 @@ def _filled(objects: Snapshot, cache: Object, state: str, job: Object | None, ev
 
 
 def _not_what_is_asked(cache: Object, evidence: list[str]) -> Blocker | None:
-    """Whether a filled cache holds another model than its spec asks for: the operator fills it once, and a change of the
-    spec moves nothing after that. Only tags that both sides name are compared, as the operator compares them."""
+    """Whether a filled cache holds another model than its spec asks for: the operator fills it once, and a change of
+    the spec moves nothing after that. Only tags that both sides name are compared, as the operator compares them."""
     asked = (((cache.get("spec") or {}).get("source") or {}).get("ngc") or {}).get("model") or {}
-    if asked.get("profiles") or _CHOSEN in annotations(cache):
+    if asked.get("profiles") or _CHOSEN in annotations_of(cache):
         return None  # chosen by name: then the operator looks at no tags
     found = [one.get("config") or {} for one in status(cache).get("profiles") or ()]
     for field, tag in (("precision", "precision"), ("tensorParallelism", "tp"), ("qosProfile", "profile")):
@@ -145,7 +145,6 @@ def _claim_going(objects: Snapshot, claim: Object | None, job: Object | None, st
 def _on_its_way(
     objects: Snapshot, cache: Object, claim: Object | None, job: Object | None, evidence: list[str]
 ) -> Verdict:
-    name = name_of(cache)
     unbound = claims.unbound(objects, claim) if claim is not None else None
     if job is None:
         pod = selection_pod(objects, cache)

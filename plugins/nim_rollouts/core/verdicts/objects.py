@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from nim_rollouts.core.verdicts.model import Object, Snapshot
@@ -45,7 +46,7 @@ def labels(obj: Object) -> Mapping[str, str]:
     return obj["metadata"].get("labels") or {}
 
 
-def annotations(obj: Object) -> Mapping[str, str]:
+def annotations_of(obj: Object) -> Mapping[str, str]:
     """metadata.annotations, or an empty mapping."""
     return obj["metadata"].get("annotations") or {}
 
@@ -53,6 +54,15 @@ def annotations(obj: Object) -> Mapping[str, str]:
 def has_ended(pod: Object) -> bool:
     """True for a pod that has succeeded or failed: it runs nothing and holds nothing any more."""
     return status(pod).get("phase") in ("Succeeded", "Failed")
+
+
+def time_of(text: object) -> datetime | None:
+    """A time as the API server writes it, to the second or finer; None where it is missing or is none."""
+    try:
+        moment = datetime.fromisoformat(str(text)) if text else None
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
 
 
 def times_seen(event: Object) -> int:

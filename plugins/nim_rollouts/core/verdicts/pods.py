@@ -11,7 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, Verdict, failed, progressing, stuck
-from nim_rollouts.core.verdicts.objects import condition, events_of, is_deleting, ref, status
+from nim_rollouts.core.verdicts.objects import (
+    condition,
+    count,
+    events_of,
+    has_ended,
+    is_deleting,
+    is_true,
+    moment_of,
+    ref,
+    status,
+    time_of,
+    times_seen,
+)
 
 _REFUSED = (
     r"\b40[123]\b|unauthorized|forbidden|insufficient_scope|payment required|access.denied|\bdenied:|denied$"
@@ -22,10 +34,22 @@ _PREAMBLE = (
     r"^(?:(?:Back-off pulling image|Failed to pull image|failed to pull and unpack image|failed to resolve reference)"
     r" \"[^\"]*\": |(?:Error: )?ErrImagePull: |rpc error: code = \w+ desc = )+"
 )
-_PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ErrImageNeverPull", "InvalidImageName")
+_PULL_REASONS = (
+    "ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ErrImageNeverPull", "InvalidImageName",
+    "ImageInspectError", "SignatureValidationFailed",
+)  # fmt: skip
+_NOT_CREATED = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 # Restarts after which a container that does not stay up counts as failed. A container that runs out of memory is
 # failed at once: the same model on the same limits runs out again.
 _CRASHES = 3
+# Seconds of running after which a kubelet forgets a container's crashes, and a loop is none.
+_STEADY_S = 600
+_BEFORE_CONTAINERS = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox", "Pulling")
+_UNBOUND = (
+    r"unbound immediate PersistentVolumeClaims|persistentvolumeclaim \S+ not found"
+    r"|didn't find available persistent volumes to bind|did not have enough free storage"
+)
+_NOT_PLACED = ("Unschedulable", "SchedulingGated", "SchedulerError")
 _KILLED = (137, 143)  # ended by SIGKILL, by SIGTERM
 
 
@@ -67,17 +91,22 @@ def refused(objects: Snapshot, makers: Iterable[Object]) -> Blocker | None:
         texts = [
             str(one.get("message") or "") for one in [condition(maker, "ReplicaFailure")] if one.get("status") == "True"
         ]
-        if not texts:
-            texts = [
-                str(event.get("message") or "")
-                for event in events_of(objects, maker)
-                if event.get("reason") == "FailedCreate"
-            ]
+        if not texts and not _has_its_pods(maker):
+            said = sorted((e for e in events_of(objects, maker) if e.get("reason") == "FailedCreate"), key=moment_of)
+            texts = [str(event.get("message") or "") for event in said]
         if texts:
             reason = "quota-exceeded" if is_quota(texts[-1]) else "pods-refused"
             message = f"pods cannot be made: {_tail(texts[-1])}"
             return Blocker(reason, message, [f"{ref(maker)} FailedCreate"])
     return None
+
+
+def _has_its_pods(maker: Object) -> bool:
+    """True for what has made its pods after all: the event that it could not stays for an hour."""
+    state = status(maker)
+    if maker.get("kind") == "ReplicaSet":
+        return count(state, "replicas") >= count(maker.get("spec") or {}, "replicas", 1)
+    return bool(state.get("active") or state.get("ready"))
 
 
 def is_quota(text: str) -> bool:
@@ -90,7 +119,7 @@ def _troubles(objects: Snapshot, pod: Object) -> Iterable[Trouble]:
     if scheduling:
         yield scheduling
     state = status(pod)
-    if state.get("phase") in ("Succeeded", "Failed"):
+    if has_ended(pod):
         # What a pod that has ended once met is history; what became of its work is its owner's to say.
         return
     mount = _mount(objects, pod)
@@ -100,7 +129,7 @@ def _troubles(objects: Snapshot, pod: Object) -> Iterable[Trouble]:
         waiting = (container.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") in _PULL_REASONS:
             yield _pull(objects, pod, container, waiting)
-        elif waiting.get("reason") in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
+        elif waiting.get("reason") in _NOT_CREATED:
             yield _trouble(
                 pod, "container-config", f"container cannot be created: {waiting.get('message')}", final=False
             )
@@ -116,12 +145,12 @@ def _troubles(objects: Snapshot, pod: Object) -> Iterable[Trouble]:
 
 def _scheduling(pod: Object) -> Trouble | None:
     scheduled = condition(pod, "PodScheduled")
-    if scheduled.get("status") != "False" or scheduled.get("reason") != "Unschedulable":
+    if scheduled.get("status") != "False" or scheduled.get("reason") not in _NOT_PLACED:
         return None
     message = str(scheduled.get("message") or "")
     if "is being deleted" in message:
         reason = "volume-terminating"
-    elif re.search(r"unbound immediate PersistentVolumeClaims|persistentvolumeclaim \S+ not found", message):
+    elif re.search(_UNBOUND, message):
         reason = "volume-unbound"
     elif "Insufficient nvidia.com/" in message:
         reason = "unschedulable-gpu"
@@ -131,16 +160,23 @@ def _scheduling(pod: Object) -> Trouble | None:
 
 
 def _mount(objects: Snapshot, pod: Object) -> Trouble | None:
-    """A volume that the node cannot mount: told by events alone, the pod's status says only ContainerCreating."""
-    state = status(pod)
-    waiting = [(one.get("state") or {}).get("waiting") or {} for one in state.get("containerStatuses") or ()]
+    """What comes before a pod's containers: volumes that the node cannot mount, a network that it cannot be given. Told
+    by events alone, the newest counts; the pod's status says only ContainerCreating."""
+    waiting = [(one.get("state") or {}).get("waiting") or {} for one in status(pod).get("containerStatuses") or ()]
     if not any(one.get("reason") in ("ContainerCreating", "PodInitializing") for one in waiting):
         return None
-    for event in events_of(objects, pod):
-        if event.get("reason") in ("FailedMount", "FailedAttachVolume"):
-            message = f"a volume of the pod cannot be mounted: {_tail(str(event.get('message') or ''))}"
-            return _trouble(pod, "volume-mount-failing", message, final=False)
-    return None
+    if is_true(pod, "PodReadyToStartContainers"):
+        return None  # volumes are mounted before the sandbox is made, and that is there
+    told = (event for event in events_of(objects, pod) if event.get("reason") in _BEFORE_CONTAINERS)
+    said = sorted(told, key=lambda event: (moment_of(event), event.get("reason") == "Pulling"))
+    if not said or said[-1].get("reason") == "Pulling":
+        return None
+    text = _tail(str(said[-1].get("message") or ""))
+    if said[-1].get("reason") == "FailedCreatePodSandBox":
+        return _trouble(pod, "pod-network-failing", f"the pod's sandbox cannot be made: {text}", final=False)
+    if re.search(r"\b(?:secret|configmap) \S+ not found", text):
+        return _trouble(pod, "container-config", f"a volume cannot be made: {text}", final=False)
+    return _trouble(pod, "volume-mount-failing", f"a volume of the pod cannot be mounted: {text}", final=False)
 
 
 def _pull(objects: Snapshot, pod: Object, container: Mapping[str, Any], waiting: Mapping[str, Any]) -> Trouble:
@@ -154,7 +190,7 @@ def _pull(objects: Snapshot, pod: Object, container: Mapping[str, Any], waiting:
     # One refusal may be a blip of the registry; a kubelet that backs off, or pulls again after that, has been refused
     # and will be. (The pod's status leads: its BackOff event arrives a moment before it.)
     backed_off = waiting.get("reason") in ("ImagePullBackOff", "InvalidImageName") or any(
-        event.get("reason") == "Pulling" and int(event.get("count") or 1) > 1 for event in events
+        event.get("reason") == "Pulling" and times_seen(event) > 1 for event in events
     )
     message = f"image {image} cannot be pulled: {_tail(_cause(text)) or waiting.get('reason')}"
     return _trouble(pod, reason, message, final=final and backed_off, shown=final, state=str(waiting.get("reason")))
@@ -167,9 +203,7 @@ def _pull_reason(text: str) -> tuple[str, bool]:
         return "image-pull-rate-limited", False
     if re.search(_REFUSED, text, re.IGNORECASE):
         return "image-pull-unauthorized", True
-    if re.search(
-        r"\b404\b|not found|manifest unknown|name unknown|InvalidImageName|parse image|invalid reference", text
-    ):
+    if re.search(_ABSENT, text, re.IGNORECASE):
         return "image-pull-not-found", True
     return "image-pull-failing", False
 
@@ -191,11 +225,11 @@ def _crash(objects: Snapshot, pod: Object, container: Mapping[str, Any], waiting
     last = (container.get("lastState") or {}).get("terminated") or {}
     restarts = int(container.get("restartCount") or 0)
     looping = waiting.get("reason") == "CrashLoopBackOff"
-    if not last or container.get("ready") or not (looping or restarts >= 2):
+    if container.get("ready") or not (looping or (last and restarts >= 2)):
         return None
     code, why = last.get("exitCode"), last.get("reason")
     out_of_memory = why == "OOMKilled"
-    if code == 0 and not looping:
+    if not looping and (code == 0 or _ran_s(last) >= _STEADY_S):
         return None
     name = container.get("name")
     if not out_of_memory and code in _KILLED and probe_said(objects, pod):
@@ -210,10 +244,16 @@ def _crash(objects: Snapshot, pod: Object, container: Mapping[str, Any], waiting
     return _trouble(
         pod,
         "crash-loop-oom" if out_of_memory else "crash-loop",
-        f"container {name} keeps crashing: {restarts} restarts, last exit {code} {why}",
+        f"container {name} keeps crashing: {restarts} restarts, last exit {code or ''} {why or 'unknown'}",
         final=out_of_memory or restarts >= _CRASHES,
         state="CrashLoopBackOff" if looping else "running",
     )
+
+
+def _ran_s(ended: Mapping[str, Any]) -> float:
+    """Seconds that a container ran until it ended; 0 where that is not known."""
+    begin, end = (time_of(ended.get(field)) for field in ("startedAt", "finishedAt"))
+    return (end - begin).total_seconds() if begin and end else 0.0
 
 
 def _startup_probe(objects: Snapshot, pod: Object, container: Mapping[str, Any]) -> Trouble | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nim_rollouts.core.verdicts.model import Object, Snapshot
-from nim_rollouts.core.verdicts.objects import annotations, owned, owners, status, uid_of
+from nim_rollouts.core.verdicts.objects import annotations_of, owned, owners, status, uid_of
 
 _REVISION = "deployment.kubernetes.io/revision"
 
@@ -38,5 +38,5 @@ def newest_of(objects: Snapshot, deployment: Object | None, pods: Iterable[Objec
 def _newest(sets: list[Object]) -> list[Object]:
     """Those of the highest revision. (The Deployment's own mark is no help: the NIM operator wipes it with each update,
     and it comes back a moment later.)"""
-    revisions = [int(text) if (text := annotations(one).get(_REVISION, "")).isdigit() else 0 for one in sets]
+    revisions = [int(text) if (text := annotations_of(one).get(_REVISION, "")).isdigit() else 0 for one in sets]
     return [one for one, revision in zip(sets, revisions, strict=True) if revision == max(revisions)]
