@@ -10,9 +10,10 @@ from typing import Any
 Object = dict[str, Any]
 
 # What these events say, the objects say themselves; in a busy namespace they are most of all events. (Not all Normal
-# ones go: how often a kubelet has begun to pull tells a blip of the registry from its refusal.)
+# ones go: how often a kubelet has begun to pull tells a blip of the registry from its refusal, and why it ends a
+# container, a probe's end from a crash.)
 NOISE = (
-    "Scheduled", "Pulled", "Created", "Started", "Killing", "SuccessfulCreate", "SuccessfulDelete", "ScalingReplicaSet",
+    "Scheduled", "Pulled", "Created", "Started", "SuccessfulCreate", "SuccessfulDelete", "ScalingReplicaSet",
 )  # fmt: skip
 SELECTORS = {"Event": ",".join(f"reason!={reason}" for reason in NOISE)}
 

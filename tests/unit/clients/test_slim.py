@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import Iterable
-from datetime import timedelta
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,48 +16,119 @@ from nim_rollouts.clients import slim
 from nim_rollouts.clients.access import ClusterAccess
 from nim_rollouts.clients.feed import Feed
 from nim_rollouts.clients.watch import Watch
-from tests.unit.core.verdicts.replay import RECORDINGS, START, load, subject_of
+from nim_rollouts.core.diagnosis import diagnose
+from tests.unit.core.verdicts.replay import RECORDINGS, START, Recording, load, subject_of
+from tests.unit.core.verdicts.test_variations import renamed, repods
 
 SCENARIOS = sorted(path.parent.name for path in RECORDINGS.glob("*/expected.yaml"))
+
+
+NOW = datetime(2026, 1, 1, 1, tzinfo=UTC)
+KINDS = ("NIMCache", "NIMService", "NIMPipeline", "Job", "Deployment", "PersistentVolumeClaim")
 
 
 async def _idle(self: Feed, *_: Any) -> None:
     await asyncio.Event().wait()
 
 
-def _references(expected: dict[str, Any], objects: Iterable[dict[str, Any]]) -> set[tuple[str, str]]:
-    kinds = ("NIMCache", "NIMService", "Job", "Deployment")
-    return {(one["kind"], one["metadata"]["name"]) for one in objects if one["kind"] in kinds}
+def long_names(recording: Recording) -> Recording:
+    """Names so long that those of pods no longer begin with them (the API server cuts them)."""
+    return repods(renamed(recording, "-of-a-name-that-fills-all-that-a-label-may-hold"))
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_the_verdict_is_that_on_everything(scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Feed, "follow", _idle)
-    recording = load(scenario)
-    events = recording.events
-    namespace = events[0]["object"]["metadata"]["namespace"]
-    waited = _references(recording.expected, [event["object"] for event in events])
-    access = ClusterAccess("https://nowhere")
-    watches: dict[tuple[str, str], Watch] = {}
-    for kind, name in waited:
-        kinds = subject_of(kind, name, {}, None).kinds
-        watches[kind, name] = await Watch(access, kinds, namespace, about=[name]).__aenter__()
-    feeds = {feed.kind: feed for watch in watches.values() for feed in watch._feeds.values()}
-    for feed in feeds.values():
-        feed._replace({})
-    last: dict[tuple[str, str], Any] = {}
-    for event, (t, everything) in zip(events, recording.snapshots(), strict=True):
-        obj = event["object"]
-        # As the API server selects.
-        if obj["kind"] in feeds and not (obj["kind"] == "Event" and obj.get("reason") in slim.NOISE):
-            feeds[obj["kind"]]._take(event["type"], slim.slim(copy.deepcopy(obj)))
+VARIATIONS: dict[str, Callable[[Recording], Recording]] = {
+    "as recorded": lambda recording: recording,
+    "long names": long_names,
+}
+
+
+class Eyes:
+    """Everybody who waits, each for one object of a recording or for its end, in one event loop."""
+
+    def __init__(self, recording: Recording, chosen: Callable[[str, str], bool] = lambda kind, name: True) -> None:
+        self.objects = [event["object"] for event in recording.events]
+        self.namespace = self.objects[0]["metadata"]["namespace"]
+        waited = dict.fromkeys((one["kind"], one["metadata"]["name"]) for one in self.objects if one["kind"] in KINDS)
+        self.waited = [(kind, name) for kind, name in waited if chosen(kind, name)]
+        self.watches: dict[tuple[str, str, bool], Watch] = {}
+        self.last: dict[tuple[str, str], Any] = {}
+
+    async def open(self, absent: bool) -> None:
+        access = ClusterAccess("https://nowhere")
+        for kind, name in self.waited:
+            kinds = replace(subject_of(kind, name, {}, None), absent=absent).kinds
+            watch = await Watch(access, kinds, self.namespace, about=[name]).__aenter__()
+            self.watches[kind, name, absent] = watch
+
+    @property
+    def feeds(self) -> dict[str, Feed]:
+        return {feed.kind: feed for watch in self.watches.values() for feed in watch._feeds.values()}
+
+    def look(self, everything: dict[str, list[dict[str, Any]]], t: float) -> None:
+        """What is told of what is kept is what is told of everything, verdict and diagnosis."""
         now = START + timedelta(seconds=t)
-        for (kind, name), watch in watches.items():
-            subject = last[kind, name] = subject_of(kind, name, everything, last.get((kind, name)))
-            asked_for = {one: everything.get(one, []) for one in subject.kinds}
-            assert subject.judge(watch.snapshot(), now) == subject.judge(asked_for, now), (t, kind, name)
-    for watch in watches.values():
-        await watch.__aexit__()
+        for (kind, name, absent), watch in self.watches.items():
+            subject = self.last[kind, name] = subject_of(kind, name, everything, self.last.get((kind, name)))
+            subject = replace(subject, absent=absent)
+            whole, kept = {one: everything.get(one, []) for one in subject.kinds}, watch.snapshot()
+            verdict = subject.judge(whole, now)
+            assert subject.judge(kept, now) == verdict, (t, subject.ref)
+            # Whoever explains a wait that has ended badly reads all objects; who is asked meanwhile, has these.
+            assert diagnose(kind, name, verdict, kept, NOW) == diagnose(kind, name, verdict, whole, NOW), (t, subject)
+
+    async def close(self) -> None:
+        for watch in self.watches.values():
+            await watch.__aexit__()
+
+
+def _arrive(feeds: dict[str, Feed], event: dict[str, Any]) -> None:
+    obj = event["object"]
+    # As the API server selects.
+    if obj["kind"] in feeds and not (obj["kind"] == "Event" and obj.get("reason") in slim.NOISE):
+        feeds[obj["kind"]]._take(event["type"], slim.slim(copy.deepcopy(obj)))
+
+
+@pytest.mark.parametrize("variation", VARIATIONS)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_the_verdict_is_that_on_everything(
+    scenario: str, variation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Feed, "follow", _idle)
+    recording = VARIATIONS[variation](load(scenario))
+    eyes = Eyes(recording)
+    await eyes.open(absent=False)
+    await eyes.open(absent=True)
+    for feed in eyes.feeds.values():
+        feed._replace({})
+    for event, (t, everything) in zip(recording.events, recording.snapshots(), strict=True):
+        _arrive(eyes.feeds, event)
+        eyes.look(everything, t)
+    await eyes.close()
+
+
+@pytest.mark.parametrize("variation", VARIATIONS)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_who_comes_late_is_shown_the_same(scenario: str, variation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait that begins, or begins again, in the middle: beside others whose feeds are there, and after a list."""
+    monkeypatch.setattr(Feed, "follow", _idle)
+    recording = VARIATIONS[variation](load(scenario))
+    first = Eyes(recording)
+    await first.open(absent=False)
+    for feed in first.feeds.values():
+        feed._replace({})
+    steps = list(zip(recording.events, recording.snapshots(), strict=True))
+    for number, (event, (t, everything)) in enumerate(steps):
+        _arrive(first.feeds, event)
+        if number % 23 and event is not recording.events[-1]:
+            continue
+        for _, feed in sorted(first.feeds.items(), reverse=bool(number % 2)):
+            feed._replace({key: copy.deepcopy(obj) for key, obj in feed.objects.items()})
+        late = Eyes(recording)
+        await late.open(absent=False)
+        late.look(everything, t)
+        first.look(everything, t)
+        await late.close()
+    await first.close()
 
 
 def test_a_recorded_pod_becomes_small() -> None:
