@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ class Recording:
             yield event["t"], by_kind
 
 
+@lru_cache
 def load(scenario: str) -> Recording:
-    """The recording of that name."""
+    """The recording of that name: everybody's, not to be altered."""
     folder = RECORDINGS / scenario
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     return Recording(events, yaml.safe_load((folder / "expected.yaml").read_text()))
