@@ -135,8 +135,7 @@ def _rolling_out(
 
 def _pods(objects: Snapshot, deployment: Object | None, wanted: Desired) -> list[Object]:
     """The pods that are to serve: of the wanted image and of the Deployment's newest revision."""
-    pods = [pod for pod in selected(objects, "Pod", {"app": wanted.name}) if wanted.image in images(pod)]
-    return newest_of(objects, deployment, pods)
+    return newest_of(objects, deployment, selected(objects, "Pod", {"app": wanted.name}), wanted.image)
 
 
 def _not_reconciled(service: Object) -> Blocker | None:

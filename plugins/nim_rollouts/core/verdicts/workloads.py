@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nim_rollouts.core.verdicts.model import Object, Snapshot
-from nim_rollouts.core.verdicts.objects import annotations_of, owned, owners, status, uid_of
+from nim_rollouts.core.verdicts.objects import annotations_of, images, owned, owners, status, uid_of
 
 _REVISION = "deployment.kubernetes.io/revision"
 
@@ -19,13 +19,20 @@ def is_observed(deployment: Object) -> bool:
     return int(status(deployment).get("observedGeneration") or 0) >= int(deployment["metadata"].get("generation") or 0)
 
 
-def newest_of(objects: Snapshot, deployment: Object | None, pods: Iterable[Object]) -> list[Object]:
+def newest_of(
+    objects: Snapshot, deployment: Object | None, pods: Iterable[Object], image: str | None = None
+) -> list[Object]:
     """Of these pods, those that may belong to the Deployment's newest revision.
 
     A pod whose ReplicaSet is not (yet) in the snapshot stays: what is not known excludes nothing.
 
     :param deployment: None when there is none (yet): then pods of ReplicaSets are somebody else's
+    :param image: that the pods run, if any will not do. It is looked for in the ReplicaSet as well, since admission may
+        have put a mirror's address into the pods.
     """
+    if image is not None:
+        makers = [uid_of(one) for one in objects.get("ReplicaSet", ()) if image in images(one)]
+        pods = [pod for pod in pods if image in images(pod) or any(one.get("uid") in makers for one in owners(pod))]
     if deployment is None:
         return [pod for pod in pods if not any(one.get("kind") == "ReplicaSet" for one in owners(pod))]
     if status(deployment).get("observedGeneration") and not is_observed(deployment):
