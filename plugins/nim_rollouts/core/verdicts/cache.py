@@ -166,7 +166,7 @@ def _on_its_way(
         return progressing("volume-terminating", "the old claim has gone, the new one is made next", evidence)
     if trouble is None:
         makers = [job] if job else []
-        hangs = refused(objects, makers) or _ended_selection(objects, cache, job) or _not_reconciled(cache)
+        hangs = refused(objects, makers) or _ended_selection(objects, cache, job) or _not_reconciled(objects, cache)
         return progressing(stage, message, evidence, hangs)
     return trouble.verdict(stage, message, evidence)
 
@@ -187,10 +187,12 @@ def _ended_selection(objects: Snapshot, cache: Object, job: Object | None) -> Bl
     return Blocker("selection-pod-ended", message, [f"{ref(pod, 'Pod')} phase={phase}"])
 
 
-def _not_reconciled(cache: Object) -> Blocker | None:
+def _not_reconciled(objects: Snapshot, cache: Object) -> Blocker | None:
     """The operator's own error. A blip of it on creation is normal; one that outlasts the deadline is why."""
     if not is_true(cache, "NIM_CACHE_RECONCILE_FAILED"):
         return None
     message = " ".join(str(condition(cache, "NIM_CACHE_RECONCILE_FAILED").get("message") or "").split())
+    if message == f'Pod "{name_of(cache)}-pod" not found' and selection_pod(objects, cache) is not None:
+        return None  # it asked before it saw what it had made; while that pod does not run it writes no more
     reason = "quota-exceeded" if is_quota(message) else "reconcile-failed"
     return Blocker(reason, f"the operator cannot: {message}", [f"{ref(cache, 'NIMCache')} NIM_CACHE_RECONCILE_FAILED"])

@@ -26,6 +26,7 @@ from nim_rollouts.core.verdicts.model import (
     stuck,
 )
 from nim_rollouts.core.verdicts.objects import count, find, is_deleting, name_of, owned, owned_by, status
+from nim_rollouts.core.verdicts.pods import STARTING
 from nim_rollouts.core.verdicts.service import Desired
 
 KINDS = ("NIMPipeline", *service_verdict.KINDS)
@@ -58,7 +59,7 @@ def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:
         return ending(bad[1].reason, f"NIMService {bad[0]}: {bad[1].message}", [*evidence, *bad[1].evidence])
     waiting = [pair for pair in verdicts if pair[1].state is not State.HEALTHY]
     if waiting:
-        service, verdict = next((pair for pair in waiting if pair[1].blocker), waiting[0])
+        service, verdict = max(waiting, key=lambda pair: _weight(pair[1]))
         message = f"{len(asked) - len(waiting)} of {len(asked)} services are ready; {service}: {verdict.message}"
         if verdict.blocker is None and verdict.reason.startswith("image-pull-"):
             return progressing(verdict.reason, message, [*evidence, *verdict.evidence])
@@ -82,6 +83,15 @@ def _of_service(objects: Snapshot, asked: Mapping[str, Any], now: datetime) -> V
     image = spec.get("image") or {}
     wanted = Desired(str(asked["name"]), f"{image.get('repository')}:{image.get('tag')}", count(spec, "replicas", 1))
     return service_verdict.judge(objects, wanted, now)
+
+
+def _weight(verdict: Verdict) -> int:
+    """How much the verdict on one service tells of why the pipeline is not there yet."""
+    if verdict.reason.startswith("image-pull-"):
+        return 3
+    if verdict.blocker is None:
+        return 0
+    return 1 if verdict.blocker.reason == STARTING else 2
 
 
 def _blocker(verdict: Verdict) -> Blocker | None:

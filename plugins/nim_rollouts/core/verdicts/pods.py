@@ -42,6 +42,8 @@ _NOT_CREATED = ("CreateContainerConfigError", "CreateContainerError", "RunContai
 # Restarts after which a container that does not stay up counts as failed. A container that runs out of memory is
 # failed at once: the same model on the same limits runs out again.
 _CRASHES = 3
+#: What a healthy start, too, hangs on for minutes.
+STARTING = "startup-probe-failing"
 # Seconds of running after which a kubelet forgets a container's crashes, and a loop is none.
 _STEADY_S = 600
 _BEFORE_CONTAINERS = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox", "Pulling")
@@ -80,9 +82,9 @@ class Trouble:
 
 
 def diagnose(objects: Snapshot, pods: Iterable[Object]) -> Trouble | None:
-    """The worst trouble among pods that are not being deleted, a final one first."""
+    """The worst trouble among pods that are not being deleted: a final one first, one that merely takes time last."""
     found = [trouble for pod in pods if not is_deleting(pod) for trouble in _troubles(objects, pod)]
-    return max(found, key=lambda trouble: (trouble.final, trouble.shown), default=None)
+    return max(found, key=lambda trouble: (trouble.final, trouble.shown, trouble.reason != STARTING), default=None)
 
 
 def refused(objects: Snapshot, makers: Iterable[Object]) -> Blocker | None:
@@ -263,7 +265,8 @@ def _startup_probe(objects: Snapshot, pod: Object, container: Mapping[str, Any])
     said = probe_said(objects, pod)
     if said is None and not (container.get("started") is False and _has_startup_probe(pod, container)):
         return None
-    message = f"container {container.get('name')} runs, its startup probe keeps failing"
+    how = "its startup probe keeps failing" if said else "it has not passed its startup probe yet"
+    message = f"container {container.get('name')} runs, {how}"
     return _trouble(pod, "startup-probe-failing", f"{message}: {said}" if said else message, final=False)
 
 
