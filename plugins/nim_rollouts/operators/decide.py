@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nim_rollouts.core.errors import LedgerError, NimRolloutsError, PermanentError, RolloutRejected
+from nim_rollouts.core.errors import LedgerError, NimRolloutsError, PermanentError, RolloutRejected, is_retryable
 from nim_rollouts.operators.base import ERROR, INTENT, Facts, Stage, StageOperator
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class RejectOperator(StageOperator):
         try:
             return super().open_stage(context)
         except NimRolloutsError as error:
+            if is_retryable(error):
+                raise
             raise AirflowSkipException(f"the run was refused: {error.message}") from error
 
     def run(self, stage: Stage) -> Facts:
@@ -194,6 +196,8 @@ class ConcludeOperator(StageOperator):
         try:
             stage = super().open_stage(context)
         except NimRolloutsError as error:
+            if is_retryable(error):
+                raise
             raise RolloutRejected(
                 f"refused in validation: {error.message}", hint=error.hint, reason="rollout-failed"
             ) from error
