@@ -67,11 +67,16 @@ class RejectOperator(StageOperator):
         """Remove by name and uid what this run made, if the deployment wants it so."""
         from airflow.sdk.exceptions import AirflowSkipException
 
+        from nim_rollouts.hooks import jobs
+
         ledger = stage.session.ledger
         if ledger.read("apply_cache", INTENT) is None:
             raise AirflowSkipException("the run had not applied anything of the deployment yet")
         stage.scopes = ("deployment",)
         stage.check_claims()
+        # A wait that was ended by force, or that had no worker left to end it, could not do it itself.
+        for waiting in ("wait_benchmark", "wait_cache"):
+            jobs.stop(waiting, stage.session, stage.log.info)
         intent = ledger.read("apply_service", INTENT)
         facts: Facts = {"decision": REJECTED, "cache": "kept", "service": "never applied", "removed": []}
         if intent is None:

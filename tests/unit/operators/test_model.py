@@ -21,7 +21,7 @@ from nim_rollouts.core.errors import (
 )
 from nim_rollouts.core.manifests import DEPLOYMENT_LABEL, ENVIRONMENT_LABEL
 from nim_rollouts.operators.gate import GateOperator, SmokeTestOperator, check_completion
-from nim_rollouts.operators.model import ApplyCacheOperator, ApplyServiceOperator
+from nim_rollouts.operators.model import NUDGED, ApplyCacheOperator, ApplyServiceOperator
 from nim_rollouts.operators.platform import ApplyPlatformOperator, ApplySecretsOperator, VerifyPlatformOperator
 from tests.unit.operators.conftest import DEPLOYMENT, World
 
@@ -148,6 +148,45 @@ def test_a_download_that_needed_a_retry_is_settled(world: World, state: str, fai
     )
     ApplyServiceOperator(task_id="apply_service").run(world.stage("apply_service"))
     assert (f"delete Job/{names.cache_job}" in world.cluster.log) is removed
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_filled_cache_that_says_failed_is_nudged_and_then_settled(
+    world: World, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    """Else its service would not be started until the Job's time to live is over."""
+    world.accepted()
+    names = world.session().names
+    ApplyCacheOperator(task_id="apply_cache").run(world.stage("apply_cache"))
+    cache = world.cluster.get("", "NIMCache", names.namespace, names.cache)
+    cache["status"] = {"state": "Failed", "pvc": names.cache_pvc}
+    world.cluster.put(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": names.cache_pvc, "namespace": names.namespace},
+        }
+    )
+    world.cluster.put(
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": names.cache_job, "namespace": names.namespace},
+            "status": {"failed": 1, "conditions": [{"type": "Complete", "status": "True"}]},
+        }
+    )
+
+    def operator(seconds: float) -> None:
+        live = world.cluster.get("", "PersistentVolumeClaim", names.namespace, names.cache_pvc)
+        if answers and NUDGED in (live["metadata"].get("annotations") or {}):
+            world.cluster.get("", "NIMCache", names.namespace, names.cache)["status"]["state"] = "Ready"
+
+    monkeypatch.setattr("time.sleep", operator)
+    ApplyServiceOperator(task_id="apply_service").run(world.stage("apply_service"))
+    log = [line for line in world.cluster.log if "PersistentVolumeClaim" in line or f"Job/{names.cache_job}" in line]
+    nudge = f"patch PersistentVolumeClaim/{names.cache_pvc}"
+    assert log == ([nudge, f"delete Job/{names.cache_job}"] if answers else [nudge] * 2)
+    assert f"apply NIMService/{names.service}" in world.cluster.log, "the service is applied either way"
 
 
 def test_the_key_goes_into_the_secrets_and_nowhere_else(

@@ -134,9 +134,21 @@ def _on_its_way(
         return progressing("volume-terminating", "the old claim has gone, the new one is made next", evidence)
     if trouble is None:
         makers = [job] if job else []
-        hangs = refused(objects, makers) or _ended_selection(objects, cache, job) or _not_reconciled(cache)
+        hangs = (
+            _suspended(job)
+            or refused(objects, makers)
+            or _ended_selection(objects, cache, job)
+            or _not_reconciled(cache)
+        )
         return progressing(stage, message, evidence, hangs)
     return trouble.verdict(stage, message, evidence)
+
+
+def _suspended(job: Object | None) -> Blocker | None:
+    """Whoever gave the download up has put its Job to rest; it does not go on by itself."""
+    if job is None or not (job.get("spec") or {}).get("suspend"):
+        return None
+    return Blocker("job-suspended", "the download's Job is suspended", [f"{ref(job, 'Job')} suspend=true"])
 
 
 def _ended_selection(objects: Snapshot, cache: Object, job: Object | None) -> Blocker | None:
