@@ -274,6 +274,57 @@ def test_what_could_not_be_measured_is_no_judgement(serving: World) -> None:
     assert bad.value.reason == "unsteady", "the pod was asked, and did not answer"
 
 
+def test_a_way_that_breaks_again_and_again_is_no_flap_of_the_pod(serving: World) -> None:
+    """Whenever it could be asked it was ready."""
+    pod(serving)
+    serving.cluster.answers = answering(*[200, TunnelFailed("no tunnel")] * 6)
+    with pytest.raises(GateUnmeasured):
+        gate(serving)
+
+
+def silent_on(path: str, *, on_the_way: bool) -> Any:
+    """A pod that answers everything but one path; or one that cannot be reached any more once it is asked for that."""
+    reached = [True]
+
+    def request(method: str, asked: str, body: Any = None, **_: Any) -> Response:
+        if asked == path:
+            reached[0] = not on_the_way
+            raise PortForwardFailed("the time is up")
+        if not reached[0]:
+            raise TunnelFailed("no tunnel")
+        return answering()(method, asked, body)  # type: ignore[no-any-return]
+
+    return request
+
+
+@pytest.mark.parametrize(
+    ("on_the_way", "error", "reason"),
+    [(False, GateFailed, "model-endpoint-unavailable"), (True, GateUnmeasured, "gate-unmeasured")],
+)
+def test_a_silent_endpoint_is_told_from_a_broken_way(
+    serving: World, on_the_way: bool, error: type, reason: str
+) -> None:
+    pod(serving)
+    serving.cluster.answers = silent_on("/v1/models", on_the_way=on_the_way)
+    with pytest.raises(error) as raised:
+        gate(serving)
+    assert raised.value.reason == reason
+    assert is_retryable(raised.value) is on_the_way
+
+
+@pytest.mark.parametrize(
+    ("on_the_way", "error", "reason"),
+    [(False, SmokeTestFailed, "completion-unanswered"), (True, GateUnmeasured, "gate-unmeasured")],
+)
+def test_a_silent_model_is_told_from_a_broken_way(serving: World, on_the_way: bool, error: type, reason: str) -> None:
+    pod(serving)
+    serving.cluster.answers = silent_on("/v1/chat/completions", on_the_way=on_the_way)
+    with pytest.raises(error) as raised:
+        SmokeTestOperator(task_id="smoke_test").run(serving.stage("smoke_test"))
+    assert raised.value.reason == reason
+    assert is_retryable(raised.value) is on_the_way
+
+
 def test_a_flap_is_a_bad_measure_not_a_bad_measuring(serving: World) -> None:
     pod(serving)
     serving.cluster.answers = answering(200, TunnelFailed("no tunnel"), 200, 503)
