@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -103,16 +104,22 @@ class WaitTrigger(BaseTrigger):
         the next try goes on waiting for the same Job."""
         if not self.stop_job:
             return
+        # Airflow (3.3.2) cancels a killed trigger again at each of its rounds, a second or so, and its last words with
+        # it. What a thread has begun it also ends.
+        self._stopping = asyncio.ensure_future(asyncio.to_thread(self._stop_job_patiently))
+        await asyncio.shield(self._stopping)
+
+    def _stop_job_patiently(self) -> None:
         for pause in (*_PAUSES_S, None):
             try:
-                await asyncio.to_thread(self._stop_job)
-                return
+                return self._stop_job()
             except Exception as error:
                 if pause is None or not is_retryable(error):
                     self.log.error("the Job could not be stopped: %s", one_line(error))
-                    return
+                    return None
                 self.log.warning("cannot stop the Job yet, trying again: %s", one_line(error))
-            await asyncio.sleep(pause)
+            time.sleep(pause)
+        return None
 
     async def _prepared(self) -> tuple[Plan, ClusterAccess | None, datetime]:
         """Session, plan and access, tried again while what they need is away for a moment."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -232,6 +234,33 @@ async def test_a_cluster_that_is_away_for_a_moment_is_asked_again(
 
     monkeypatch.setattr(loading.cluster, "patch", flaky)
     await trigger("wait_cache").on_kill()
+    assert (download(loading) or {})["spec"]["suspend"] is True
+
+
+async def test_last_words_that_are_cut_off_are_said_all_the_same(
+    loading: World,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Airflow cancels a trigger that it has cancelled again at each of its rounds, until it has ended."""
+    loading.prepared(WaitCacheOperator(task_id="wait_cache"), monkeypatch)
+    asked, answer = threading.Event(), threading.Event()
+
+    def slow(*_: Any) -> dict[str, str]:
+        asked.set()
+        answer.wait(10)
+        return {"wait_cache": "failed"}
+
+    monkeypatch.setattr("nim_rollouts.hooks.runs.task_states", slow)
+    one = trigger("wait_cache")
+    killed = asyncio.ensure_future(asyncio.wait_for(one.on_kill(), 30))
+    await asyncio.to_thread(asked.wait, 10)
+    for _ in range(2):
+        killed.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await killed
+    answer.set()
+    await one._stopping
     assert (download(loading) or {})["spec"]["suspend"] is True
 
 
