@@ -101,6 +101,16 @@ def test_waits_start_from_their_trigger_and_render_nothing_but_names(dags: dict)
         assert task.execution_timeout is not None
 
 
+def test_nothing_else_defers_but_the_wait_for_a_claim_which_is_slow_enough() -> None:
+    """A trigger that fires in the first 8 s after a worker's deferral can lose the task (`execute` of a wait is for
+    `dag.test` alone: Airflow's scheduler starts it in the triggerer)."""
+    from nim_rollouts.operators.validate import LOOK_AGAIN_S
+
+    deferring = {path.name for path in (ROOT / "plugins").rglob("*.py") if "self.defer(" in path.read_text()}
+    assert deferring == {"validate.py", "waits.py"}
+    assert LOOK_AGAIN_S > 8
+
+
 def test_the_trigger_can_be_made_from_what_airflow_stores(dags: dict) -> None:
     from airflow.sdk.module_loading import import_string
 

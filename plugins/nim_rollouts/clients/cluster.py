@@ -148,6 +148,23 @@ class Cluster:
             raise meaning(refusal, f"delete {ref}") from refusal
         return True
 
+    def patch(self, obj: Mapping[str, Any], changes: Mapping[str, Any]) -> Object | None:
+        """Merge changes into this very object in this version of it; None when it has gone or moved on since."""
+        ref, seen = Ref.of(obj), obj["metadata"]
+        bound = {"uid": seen["uid"], "resourceVersion": seen["resourceVersion"]}
+        try:
+            return self.rest.json(
+                "PATCH",
+                ref.path,
+                query={"fieldManager": MANAGER, "fieldValidation": "Strict"},
+                body={**changes, "metadata": {**changes.get("metadata", {}), **bound}},
+                content_type="application/merge-patch+json",
+            )
+        except ApiRefusal as refusal:
+            if refusal.status in (404, 409):
+                return None
+            raise meaning(refusal, f"patch {ref}") from refusal
+
     def logs(
         self, namespace: str, pod: str, container: str | None = None, *, previous: bool = False, tail: int | None = None
     ) -> str:

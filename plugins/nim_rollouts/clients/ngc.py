@@ -82,7 +82,7 @@ class Ngc:
             params={"account": USER, "scope": f"repository:{repository}:pull"},
             auth=(USER, self._key),
         )
-        _check(answer, f"the token for {repository}", token=True)
+        _check(answer, f"the token for {repository}")
         try:
             body = answer.json()
             token = body.get("token") or body.get("access_token")
@@ -145,16 +145,15 @@ def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> floa
     return max((moment - (now or datetime.now(UTC))).total_seconds(), 0.0)
 
 
-def _check(answer: requests.Response, what: str, *, token: bool = False) -> None:
+def _check(answer: requests.Response, what: str) -> None:
     status = answer.status_code
     if status < 300:
         return
     if status == 401 and "insufficient_scope" not in answer.headers.get("WWW-Authenticate", ""):
         raise NgcKeyError(f"NGC refuses the key for {what} (401)", reason="ngc-key-refused", layer="ngc-auth")
     if status in (401, 403):
-        # The token step refuses the key itself, whatever it lacks; the registry refuses what the token may do.
-        refused = "ngc-key-refused" if token else None
-        raise NgcForbidden(f"NGC takes the key, but not for {what} ({status})", reason=refused)
+        # Wherever it comes: nvcr.io answers 403 at its token step already when the key lacks the scope's right.
+        raise NgcForbidden(f"NGC takes the key, but not for {what} ({status})")
     if status == 402:
         raise NgcEntitlementError(f"NGC asks for a subscription for {what} (402)")
     if status == 404:

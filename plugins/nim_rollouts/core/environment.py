@@ -14,6 +14,9 @@ from nim_rollouts.core.errors import SpecError
 from nim_rollouts.core.fields import LabelName, ObjectName, Strict
 from nim_rollouts.core.yamlsource import parse, validate
 
+# Seconds of the longest part of a wait: a day.
+LONGEST_BUDGET_S = 86_400
+
 
 class Cluster(Strict):
     """The EKS cluster, by its name in AWS."""
@@ -90,15 +93,16 @@ class Addon(Strict):
 
 
 class Budgets(Strict):
-    """How long each part may take, in seconds, before the wait for it ends with a reason."""
+    """How long each part may take, in seconds, before the wait for it ends with a reason. At most a day each: Airflow's
+    own limit on a wait, which gives no reason, lies above all that they can add up to."""
 
-    node_launch_s: int = Field(default=300, ge=1)
-    image_pull_s: int = Field(default=600, ge=1)
-    cache_s: int = Field(default=3600, ge=1)
-    service_s: int = Field(default=1800, ge=1)
-    benchmark_s: int = Field(default=1800, ge=1)
-    operator_s: int = Field(default=300, ge=1)
-    delete_s: int = Field(default=600, ge=1)
+    node_launch_s: int = Field(default=300, ge=1, le=LONGEST_BUDGET_S)
+    image_pull_s: int = Field(default=600, ge=1, le=LONGEST_BUDGET_S)
+    cache_s: int = Field(default=3600, ge=1, le=LONGEST_BUDGET_S)
+    service_s: int = Field(default=1800, ge=1, le=LONGEST_BUDGET_S)
+    benchmark_s: int = Field(default=1800, ge=1, le=LONGEST_BUDGET_S)
+    operator_s: int = Field(default=300, ge=1, le=LONGEST_BUDGET_S)
+    delete_s: int = Field(default=600, ge=1, le=LONGEST_BUDGET_S)
 
 
 class Policies(Strict):

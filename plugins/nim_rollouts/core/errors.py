@@ -137,6 +137,13 @@ class Superseded(PermanentError):
     default_hint = "Trigger a new run instead of clearing tasks of an old one"
 
 
+class RunIdReused(PermanentError):
+    """The records under this run's id are another run's: one that was deleted since, or one of another DAG."""
+
+    default_reason, default_layer = "run-id-reused", "claim"
+    default_hint = "Trigger it again without a run id of your own, or with a new one: records are kept, never reused"
+
+
 class StoreUnavailable(TransientError):
     """The object store did not answer, or a compare-and-swap lost too often."""
 

@@ -88,6 +88,9 @@ REMEDIES: dict[str, Remedy] = {
     "cache-downloading": Remedy(Layer.NETWORK, "give the download more time (budgets.cache_s), or a faster way out"),
     "cache-preparing": Remedy(Layer.OPERATOR, _OPERATOR_LOG),
     "selection-pod-ended": Remedy(Layer.OPERATOR, "read that pod's log and delete it: the operator makes it anew"),
+    "job-suspended": Remedy(
+        Layer.OPERATOR, "a wait that gave up stopped the download: clear apply_cache, which resumes it"
+    ),
     "job-pending": Remedy(Layer.SCHEDULING, "look at the events of the Job and of its pod"),
     "job-running": Remedy(Layer.MODEL_ENDPOINT, "the Job runs longer than its budget: look at its pod's log"),
     # services

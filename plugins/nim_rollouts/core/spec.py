@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nim_rollouts.core.environment import Addon, Environment, load_environment
+from nim_rollouts.core.environment import LONGEST_BUDGET_S, Addon, Environment, load_environment
 from nim_rollouts.core.errors import SpecError
 from nim_rollouts.core.fields import (
     DeploymentName,
@@ -143,7 +143,7 @@ class Start(Strict):
 
     first_look_s: int = Field(default=5, ge=0)
     look_every_s: int = Field(default=5, ge=1)
-    budget_s: int = Field(default=START_BUDGET_S, ge=10)
+    budget_s: int = Field(default=START_BUDGET_S, ge=10, le=LONGEST_BUDGET_S)
 
     @property
     def looks(self) -> int:
@@ -179,7 +179,7 @@ class Benchmark(Strict):
     output_tokens: int = Field(default=100, ge=1)
     warmup_requests: int = Field(default=20, ge=0)
     streaming: bool = True
-    deadline_s: int = Field(default=900, ge=30)
+    deadline_s: int = Field(default=900, ge=30, le=LONGEST_BUDGET_S)
     resources: Resources = Resources(requests={"cpu": "1", "memory": "1Gi"}, limits={"memory": "4Gi"})
     node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     tolerations: list[Toleration] = Field(default_factory=list)

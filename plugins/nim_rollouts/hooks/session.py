@@ -103,6 +103,17 @@ class Session:
         holder = Holder(taken["dag_id"], taken["run_id"])
         return [Claim(one["scope"], int(one["generation"]), holder) for one in taken["taken"]]
 
+    def check_deployment_claim(self) -> None:
+        """Nothing, if this run may still touch what is the deployment's.
+
+        :raises Superseded: a newer run has taken it over
+        """
+        from nim_rollouts.clients import claims
+
+        for claim in self.claims():
+            if not claim.scope.endswith("/_environment.json"):
+                claims.check(self.store, claim)
+
     def facts(self, stage: str, kind: str = "result") -> dict[str, Any]:
         """What an earlier stage recorded.
 

@@ -163,6 +163,7 @@ class StageOperator(BaseOperator):
         from nim_rollouts.hooks.session import Session
 
         session = Session(self.environment, self.deployment, self.run_id)
+        refuse_another_run(session, context)
         return Stage(self.stage_name, session, context, self.log, self.claim_scopes)
 
     def emit(self, stage: Stage, facts: Facts) -> None:
@@ -190,6 +191,34 @@ class StageOperator(BaseOperator):
             stage.session.ledger.record(stage.name, stage.try_number, ERROR, as_facts(error))
         except Exception as lost:  # the error itself matters more than its record
             self.log.warning("the error could not be recorded: %s", one_line(lost))
+
+
+def refuse_another_run(session: Session, context: Any) -> None:
+    """Nothing, if the records under this run's id are its own. A run that was deleted, or one of another DAG, may have
+    had the id before: its intents and results would be taken for this one's, and its service for one to take back.
+
+    :raises RunIdReused: they are another run's
+    """
+    from nim_rollouts.core.errors import RunIdReused
+    from nim_rollouts.hooks.session import CLAIMS_KIND
+
+    taken = session.ledger.read("validate", CLAIMS_KIND)
+    if taken is None:
+        return
+    ours, theirs = run_mark(context), taken.get("run_after")
+    if taken["dag_id"] == context["ti"].dag_id and (not ours or not theirs or ours == theirs):
+        return
+    since = f", triggered {theirs}" if theirs else ""
+    raise RunIdReused(
+        f"the run id {session.run_id} was used before for {session.scope} by {taken['dag_id']}{since}, "
+        "and its records are kept"
+    )
+
+
+def run_mark(context: Any) -> str | None:
+    """What tells two runs of the same id apart: when a run was to begin, which stays the same when it is cleared."""
+    moment = getattr(context["dag_run"], "run_after", None)
+    return moment.astimezone(UTC).isoformat() if moment is not None else None
 
 
 def _kind(claim: Claim) -> str:

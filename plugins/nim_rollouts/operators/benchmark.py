@@ -28,8 +28,9 @@ class ApplyBenchmarkOperator(StageOperator):
         session = stage.session
         if session.request.skip_benchmark:
             raise AirflowSkipException("the run was triggered with skip_benchmark")
-        self._make_room(stage)
         objects = manifests.benchmark(session.manifest_context(), session.deployment, session.include.benchmark_files())
+        stage.intend({"kind": "Job", "name": session.names.benchmark_job, "namespace": session.names.namespace})
+        self._make_room(stage)
         applied = [apply_and_say(stage, obj) for obj in objects]
         load = session.deployment.benchmark
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nim_rollouts.core.errors import LedgerError, NimRolloutsError, PermanentError, RolloutRejected
+from nim_rollouts.core.errors import LedgerError, NimRolloutsError, PermanentError, RolloutRejected, is_retryable
 from nim_rollouts.operators.base import ERROR, INTENT, Facts, Stage, StageOperator
 
 if TYPE_CHECKING:
@@ -59,17 +59,24 @@ class RejectOperator(StageOperator):
         try:
             return super().open_stage(context)
         except NimRolloutsError as error:
+            if is_retryable(error):
+                raise
             raise AirflowSkipException(f"the run was refused: {error.message}") from error
 
     def run(self, stage: Stage) -> Facts:
         """Remove by name and uid what this run made, if the deployment wants it so."""
         from airflow.sdk.exceptions import AirflowSkipException
 
+        from nim_rollouts.hooks import jobs
+
         ledger = stage.session.ledger
         if ledger.read("apply_cache", INTENT) is None:
             raise AirflowSkipException("the run had not applied anything of the deployment yet")
         stage.scopes = ("deployment",)
         stage.check_claims()
+        # A wait that was ended by force, or that had no worker left to end it, could not do it itself.
+        for waiting in ("wait_benchmark", "wait_cache"):
+            jobs.stop(waiting, stage.session, stage.log.info)
         intent = ledger.read("apply_service", INTENT)
         facts: Facts = {"decision": REJECTED, "cache": "kept", "service": "never applied", "removed": []}
         if intent is None:
@@ -194,6 +201,8 @@ class ConcludeOperator(StageOperator):
         try:
             stage = super().open_stage(context)
         except NimRolloutsError as error:
+            if is_retryable(error):
+                raise
             raise RolloutRejected(
                 f"refused in validation: {error.message}", hint=error.hint, reason="rollout-failed"
             ) from error

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from nim_rollouts.clients.cluster import Object
     from nim_rollouts.clients.portforward import PodHttp, Response
 
+# How often a pod is asked for what it does not answer, and how many seconds a chat completion may take.
+_EXCHANGES = 2
+COMPLETION_S = 120.0
 PROMPT = "Name the planets of the solar system in one sentence."
 
 
@@ -48,7 +51,7 @@ class GateOperator(StageOperator):
             name = pod["metadata"]["name"]
             with session.cluster.port_forward(session.names.namespace, name, session.deployment.service.port) as http:
                 probes = self._ready_in_a_row(stage, name, http)
-                models = _models(http, name)
+                models = _models(stage, http, name)
             if session.deployment.model not in models:
                 raise GateFailed(
                     f"{name} serves {', '.join(models) or 'no model'}, not {session.deployment.model}",
@@ -60,10 +63,10 @@ class GateOperator(StageOperator):
         return {"pods": facts, "successes": self.successes, "interval_s": self.interval_s}
 
     def _ready_in_a_row(self, stage: Stage, pod: str, http: PodHttp) -> int:
-        row, made, asked, limit = 0, 0, 0, self.successes * 4
+        row, made, silent, limit = 0, 0, 0, self.successes * 4
         while row < self.successes:
-            if made >= limit and not asked:
-                raise GateUnmeasured(f"{pod} could not be asked once in {limit} attempts")
+            if made >= limit and not silent:
+                raise GateUnmeasured(f"{pod} could not be asked {self.successes} times in a row in {limit} attempts")
             if made >= limit:
                 raise GateFailed(f"{pod} did not answer {self.successes} times in a row within {limit} probes",
                                  reason="unsteady", hint="Look at the pod's log and at its restarts")  # fmt: skip
@@ -73,9 +76,8 @@ class GateOperator(StageOperator):
             except PortForwardFailed as error:
                 stage.log.info("%s: %s, counting anew", pod, error.message)
                 row = 0
-                asked += not isinstance(error, TunnelFailed)
+                silent += not isinstance(error, TunnelFailed)
             else:
-                asked += 1
                 if answer.status != 200:
                     raise GateFailed(
                         f"{pod} answers {answer.status} on /v1/health/ready although the service was ready",
@@ -132,7 +134,13 @@ class SmokeTestOperator(StageOperator):
         began = time.monotonic()
         name = pods[0]["metadata"]["name"]
         with session.cluster.port_forward(session.names.namespace, name, session.deployment.service.port) as http:
-            answer = http.request("POST", "/v1/chat/completions", question, timeout_s=120.0)
+            answer = _asked(stage, http, name, "POST", "/v1/chat/completions", question, timeout_s=COMPLETION_S)
+            if answer is None:
+                raise SmokeTestFailed(
+                    f"{name} does not answer a chat completion of {question['max_tokens']} tokens, and its health does",
+                    reason="completion-unanswered",
+                    hint="Look at the pod's log: the server lives, the model does not get done",
+                )
         seconds = round(time.monotonic() - began, 2)
         facts = check_completion(answer)
         stage.log.info("%s answered in %.2f s with %s tokens", name, seconds, facts["completion_tokens"])
@@ -172,8 +180,34 @@ def revision_pods(stage: Stage) -> list[Object]:
     ]
 
 
-def _models(http: PodHttp, pod: str) -> list[str]:
-    answer = http.request("GET", "/v1/models", timeout_s=10.0)
+def _asked(
+    stage: Stage, http: PodHttp, pod: str, method: str, path: str, body: Any = None, *, timeout_s: float
+) -> Response | None:
+    """The pod's answer; None when it was asked again and again, answers for its health, and not this.
+
+    :raises GateUnmeasured: it could not be asked, or answers nothing at all: the fault may lie on the way
+    """
+    for _ in range(_EXCHANGES):
+        try:
+            return http.request(method, path, body, timeout_s=timeout_s)
+        except PortForwardFailed as error:
+            stage.log.info("%s", error.message)
+            failure = error
+    if not isinstance(failure, TunnelFailed):
+        try:
+            http.request("GET", "/v1/health/ready", timeout_s=10.0)
+            return None
+        except PortForwardFailed as error:
+            failure = error
+    raise GateUnmeasured(f"{pod} could not be asked for {path}: {failure.message}")
+
+
+def _models(stage: Stage, http: PodHttp, pod: str) -> list[str]:
+    answer = _asked(stage, http, pod, "GET", "/v1/models", timeout_s=10.0)
+    if answer is None:
+        raise GateFailed(f"{pod} does not answer on /v1/models, and its health does",
+                         reason="model-endpoint-unavailable", layer="model-endpoint",
+                         hint="Look at the pod's log")  # fmt: skip
     try:
         return [str(one["id"]) for one in answer.json()["data"]]
     except (ValueError, KeyError, TypeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from nim_rollouts.core.errors import WaitStuck
@@ -12,19 +13,32 @@ if TYPE_CHECKING:
     from nim_rollouts.clients.cluster import Object
 
 NIM_API = "apps.nvidia.com/v1alpha1"
+NUDGED = "nim-rollouts/nudged-at"
+# How often, and how far apart in seconds, a flapping cache is looked at. The operator answers a nudge within a second;
+# a second nudge before it has would flip the cache to and fro.
+_LOOKS, _LOOK_S, _LOOKS_A_NUDGE = 10, 1.0, 5
 
 
 class ApplyCacheOperator(StageOperator):
     """The NIMCache. Its name carries the hash of its spec: the same model is never downloaded twice."""
 
     def run(self, stage: Stage) -> Facts:
-        """Server-side apply. The intent names it, so that a later stage knows that something may be there."""
+        """Server-side apply. The intent names it, so that a later stage knows that something may be there.
+
+        A download that an earlier try or run gave up is begun again: the operator itself would wait for ever.
+        """
         from nim_rollouts.core import manifests
+        from nim_rollouts.hooks import jobs
 
         session = stage.session
         cache = manifests.nim_cache(session.manifest_context(), session.deployment)
         stage.intend({"kind": "NIMCache", "name": session.names.cache, "namespace": session.names.namespace})
-        return {"applied": [apply_and_say(stage, cache)], "applied_at": now().isoformat()}
+        applied = [apply_and_say(stage, cache)]
+        return {
+            "applied": applied,
+            "applied_at": now().isoformat(),
+            "download": jobs.wake_download(session, stage.log.info),
+        }
 
 
 class ApplyServiceOperator(StageOperator):
@@ -64,7 +78,11 @@ class ApplyServiceOperator(StageOperator):
     @staticmethod
     def _settle_cache(stage: Stage) -> None:
         """Remove the finished download Job of a filled cache if one of its pods had failed: while that Job exists the
-        operator flips the cache to Failed at each reconcile, and a new service is not started behind a Failed cache."""
+        operator flips the cache to Failed at each reconcile, and a new service is not started behind a Failed cache.
+
+        Of a cache that says Failed just now the operator would make the Job anew, so it is made to look again first: an
+        event of the claim flips it back. Else the service would wait until the Job's time to live is over.
+        """
         from nim_rollouts.core.verdicts.objects import is_true, status
 
         session = stage.session
@@ -72,12 +90,22 @@ class ApplyServiceOperator(StageOperator):
         job = cluster.get("batch/v1", "Job", names.namespace, names.cache_job)
         if job is None or not status(job).get("failed") or not is_true(job, "Complete"):
             return
-        cache = cluster.get(NIM_API, "NIMCache", names.namespace, names.cache)
-        # Of a cache that is not Ready the operator would make the Job anew.
-        if cache is not None and status(cache).get("state") == "Ready":
+        for look in range(_LOOKS):
+            cache = cluster.get(NIM_API, "NIMCache", names.namespace, names.cache)
+            if cache is None:
+                return
+            state, claim = status(cache).get("state"), status(cache).get("pvc")
             stage.check_claims()
-            if cluster.delete(job, uid=job["metadata"]["uid"]):
-                stage.log.info("Job %s removed: it had needed a retry, and the cache is filled", names.cache_job)
+            if state == "Ready":
+                if cluster.delete(job, uid=job["metadata"]["uid"]):
+                    stage.log.info("Job %s removed: it had needed a retry, and the cache is filled", names.cache_job)
+                return
+            if not claim:
+                return  # not filled, for all that is known
+            if look % _LOOKS_A_NUDGE == 0:
+                _nudge(stage, claim)
+            time.sleep(_LOOK_S)
+        stage.log.info("NIMCache %s still does not say Ready: going on, the service waits for it", names.cache)
 
     def _make_room(self, stage: Stage, old: list[Object]) -> list[dict[str, str]]:
         if not old:
@@ -94,6 +122,15 @@ class ApplyServiceOperator(StageOperator):
         budget = stage.session.environment.budgets.delete_s
         wait_gone(stage, [subject_of(one) for one in old], budget)
         return [{"name": one["metadata"]["name"], "uid": one["metadata"]["uid"], "image": image_of(one)} for one in old]
+
+
+def _nudge(stage: Stage, claim: str) -> None:
+    """Make the operator look at the cache again. It looks at changes of what the cache owns, not at its annotations."""
+    session = stage.session
+    live = session.cluster.get("v1", "PersistentVolumeClaim", session.names.namespace, claim)
+    if live is not None:
+        stage.log.info("the filled cache says Failed, from a retry: nudging the operator by a mark on claim %s", claim)
+        session.cluster.patch(live, {"metadata": {"annotations": {NUDGED: now().isoformat()}}})
 
 
 def services_of(stage: Stage, deployment: str, namespace: str | None) -> list[Object]:

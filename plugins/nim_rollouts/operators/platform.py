@@ -92,6 +92,7 @@ class ApplyPlatformOperator(StageOperator):
         namespace = manifests.namespace(session.manifest_context())
         if self._is_ours(stage, namespace):
             objects.append(namespace)
+        stage.intend({"objects": [f"{obj['kind']}/{obj['metadata']['name']}" for obj in objects]})
         return {"file_system": file_system, "applied": [apply_and_say(stage, obj) for obj in objects]}
 
     @staticmethod
@@ -162,6 +163,7 @@ class ApplySecretsOperator(StageOperator):
 
         session = stage.session
         secrets = manifests.secrets(session.manifest_context(), ngc_key(session.environment))
+        stage.intend({"objects": [f"Secret/{secret['metadata']['name']}" for secret in secrets]})
         return {"applied": [apply_and_say(stage, secret) for secret in secrets]}
 
 

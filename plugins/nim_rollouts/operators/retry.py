@@ -45,7 +45,8 @@ class ErrorClassRetryPolicy(ExceptionRetryPolicy):
             delay = timedelta(seconds=min(float(wanted), LONGEST_WAIT_S))
         elif isinstance(exception, TransientError):
             # Counted from the end: a clear adds tries to both numbers.
-            failed_before = max(0, RETRIES - (max_tries - try_number + 1))
+            retries = getattr((context or {}).get("task"), "retries", RETRIES)
+            failed_before = max(0, retries - (max_tries - try_number + 1))
             delay = timedelta(seconds=FIRST_DELAY_S * _GROWTH**failed_before)
         # Airflow keeps the reason in a column of 500 characters.
         return RetryDecision(action=decision.action, retry_delay=delay, reason=one_line(exception)[:500])

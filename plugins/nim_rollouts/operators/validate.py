@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from nim_rollouts.core.errors import ClaimHeld, NimRolloutsError, SpecError, TransientError, one_line
-from nim_rollouts.operators.base import Facts, Stage, StageOperator
+from nim_rollouts.operators.base import Facts, Stage, StageOperator, run_mark
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.claims import Claim
@@ -57,6 +57,7 @@ class ClaimingOperator(StageOperator):
             {
                 "dag_id": holder.dag_id,
                 "run_id": holder.run_id,
+                "run_after": run_mark(stage.context),
                 "taken": [{"scope": claim.scope, "generation": claim.generation} for claim in taken],
             },
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import StartTriggerArgs
 
@@ -18,19 +18,21 @@ from nim_rollouts.core.errors import (
     TransientError,
     WaitFailed,
     WaitStuck,
+    is_retryable,
+    one_line,
 )
 from nim_rollouts.operators.base import RESULT, Facts, Stage, StageOperator
 from nim_rollouts.operators.explain import explain
 
 if TYPE_CHECKING:
-    from nim_rollouts.core.spent import Part
     from nim_rollouts.core.verdicts import Snapshot, Subject, Verdict
     from nim_rollouts.triggers.plans import Plan
     from nim_rollouts.triggers.watching import Outcome
 
 TRIGGER = "nim_rollouts.triggers.wait.WaitTrigger"
-# The wait has a deadline of its own, with a reason; this one only ends a wait whose trigger is lost.
-OUTER_BOUND = timedelta(hours=8)
+# The wait has a deadline of its own, with a reason; this one, above all that budgets can add up to, only ends a wait
+# whose trigger is lost.
+OUTER_BOUND = timedelta(days=4)
 
 
 class WaitOperator(StageOperator):
@@ -44,8 +46,6 @@ class WaitOperator(StageOperator):
     reads_only = True
     ui_color = "#d5e8f0"
     stops_job = False
-    #: The part of the deadline that comes after node launch and image pull: its name, and its budget's.
-    own_part: ClassVar[tuple[str, str] | None] = None
 
     def __init__(self, **kwargs: Any) -> None:
         if kwargs.get("execution_timeout") is None:
@@ -72,7 +72,28 @@ class WaitOperator(StageOperator):
 
     def finish(self, context: Any, event: Mapping[str, Any] | None = None) -> Any:
         """Judge again, record, emit; fails with the verdict's reason."""
-        return self.perform(context, lambda stage: self._conclude(stage, event or {}))
+        try:
+            return self.perform(context, lambda stage: self._conclude(stage, event or {}))
+        except Exception as error:
+            self._after(context, error)
+            raise
+
+    def _after(self, context: Any, error: Exception) -> None:
+        """A wait that begins again goes on with its deadline; one that gives up leaves no Job behind."""
+        from nim_rollouts.hooks import jobs
+        from nim_rollouts.hooks.session import Session
+        from nim_rollouts.triggers.wait import carry_on
+
+        ti = context["ti"]
+        last = getattr(ti, "max_tries", None)
+        try:
+            session = Session(self.environment, self.deployment, self.run_id)
+            if is_retryable(error) and (last is None or ti.try_number <= last):
+                carry_on(session, self.task_id, ti.try_number)
+            elif self.stops_job:
+                jobs.stop(self.task_id, session, self.log.info)
+        except Exception as lost:  # what the wait itself ended with matters more
+            self.log.warning("%s", one_line(lost))
 
     def run(self, stage: Stage) -> Facts:
         """Never called: a wait has no work of its own."""
@@ -81,20 +102,6 @@ class WaitOperator(StageOperator):
     def details(self, stage: Stage, snapshots: Mapping[str | None, Snapshot]) -> Facts:
         """What the record says besides the verdicts."""
         return {}
-
-    def parts(self, stage: Stage) -> list[Part]:
-        """Of what the deadline is made."""
-        from nim_rollouts.core.spent import Part
-
-        if self.own_part is None:
-            return []
-        budgets = stage.session.environment.budgets
-        name, budget = self.own_part
-        return [
-            Part("node launch", budgets.node_launch_s),
-            Part("image pull", budgets.image_pull_s),
-            Part(name, getattr(budgets, budget)),
-        ]
 
     def accepts_gone(self, stage: Stage, subject: Subject, told: Verdict | None) -> bool:
         """True when the object may have gone since it was seen finished."""
@@ -162,7 +169,7 @@ class WaitOperator(StageOperator):
         subject, verdict = fresh.missing[0]
         final = subject.is_final(verdict)
         if final or told.overdue:
-            why = explain(stage, subject, verdict, snapshots[subject.namespace], self.parts(stage))
+            why = explain(stage, subject, verdict, snapshots[subject.namespace], plan.parts)
             for one in why.to_dict()["events"] + why.to_dict()["log"]:
                 stage.log.info("| %s", one)
             failure = WaitStuck if str(verdict.overdue().state) == "stuck" else WaitFailed
@@ -184,7 +191,7 @@ class WaitPlatformOperator(WaitOperator):
 class WaitCacheOperator(WaitOperator):
     """Waits until the NIMCache is filled."""
 
-    own_part = ("download", "cache_s")
+    stops_job = True
 
     def details(self, stage: Stage, snapshots: Mapping[str | None, Snapshot]) -> Facts:
         """Profile and claim."""
@@ -204,8 +211,6 @@ class WaitCacheOperator(WaitOperator):
 
 class WaitServiceOperator(WaitOperator):
     """Waits until the new revision of the NIMService serves."""
-
-    own_part = ("start-up", "service_s")
 
     def details(self, stage: Stage, snapshots: Mapping[str | None, Snapshot]) -> Facts:
         """Pods with their nodes, and the time from applied to ready of the slowest."""
@@ -230,19 +235,29 @@ class WaitBenchmarkOperator(WaitOperator):
     """Waits until the benchmark's Job has ended."""
 
     stops_job = True
-    own_part = ("benchmark", "benchmark_s")
+
+    def details(self, stage: Stage, snapshots: Mapping[str | None, Snapshot]) -> Facts:
+        """Which Job it was."""
+        return {"job_uid": _applied_job(stage)}
 
     def accepts_gone(self, stage: Stage, subject: Subject, told: Verdict | None) -> bool:
-        """A finished Job is cleaned up after some hours; its end is in the event or in the record."""
+        """A finished Job is cleaned up after some hours; its end is in the event or in the record. What is recorded of
+        an earlier Job says nothing of one that was applied since."""
         if told is not None and subject.is_reached(told):
             return True
-        return stage.session.ledger.read(stage.name, RESULT) is not None
+        recorded = stage.session.ledger.read(stage.name, RESULT)
+        return recorded is not None and recorded.get("job_uid") == _applied_job(stage)
 
 
 class WaitGoneOperator(WaitOperator):
     """Waits until what an earlier stage deleted is gone, with all that it owned."""
 
     claim_scopes = ("deployment", "environment")
+
+
+def _applied_job(stage: Stage) -> str | None:
+    applied = (stage.session.ledger.read("apply_benchmark", RESULT) or {}).get("applied", ())
+    return next((one["uid"] for one in applied if one["kind"] == "Job"), None)
 
 
 def _told(event: Mapping[str, Any]) -> Exception:

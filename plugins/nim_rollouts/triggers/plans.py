@@ -7,17 +7,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nim_rollouts.core.spent import Part
     from nim_rollouts.core.verdicts import Subject
     from nim_rollouts.hooks.session import Session
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`deadline_s`: seconds from the wait's start until what is not there counts as stuck."""
+    """`deadline_s`: seconds from the wait's start until what is not there counts as stuck. `parts`: of what it is
+    made, in the order in which a pod goes through them; empty where one budget alone says it."""
 
     subjects: tuple[Subject, ...]
     deadline_s: int
     layer: str
+    parts: tuple[Part, ...] = ()
+    budget: str = ""
+
+    @property
+    def why(self) -> str:
+        """Of what the deadline is made, in words."""
+        return " + ".join(f"{part.name} {part.budget_s:.0f} s" for part in self.parts) or self.budget
 
     @property
     def groups(self) -> dict[str | None, tuple[str, ...]]:
@@ -44,15 +53,14 @@ def _platform(session: Session) -> Plan:
     for addon in session.environment.addons:
         subjects += [Subject("CustomResourceDefinition", name) for name in addon.requires.crds]
         subjects += [Subject("Deployment", name, addon.namespace) for name in addon.requires.deployments]
-    return Plan(tuple(subjects), session.environment.budgets.operator_s, "platform")
+    return Plan(tuple(subjects), session.environment.budgets.operator_s, "platform", budget="budgets.operator_s")
 
 
 def _cache(session: Session) -> Plan:
     from nim_rollouts.core.verdicts import Subject
 
-    budgets = session.environment.budgets
     subject = Subject("NIMCache", session.names.cache, session.names.namespace)
-    return Plan((subject,), budgets.node_launch_s + budgets.image_pull_s + budgets.cache_s, "cache")
+    return _after_launch(session, subject, "cache", "download", session.environment.budgets.cache_s)
 
 
 def _service(session: Session) -> Plan:
@@ -70,7 +78,7 @@ def _service(session: Session) -> Plan:
     # A deployment that asks for a longer start than usual is waited for as long.
     asked = deployment.service.start.budget_s
     start = max(budgets.service_s, asked) if asked > START_BUDGET_S else budgets.service_s
-    return Plan((subject,), budgets.node_launch_s + budgets.image_pull_s + start, "service")
+    return _after_launch(session, subject, "service", "start-up", start)
 
 
 def _benchmark(session: Session) -> Plan:
@@ -79,7 +87,16 @@ def _benchmark(session: Session) -> Plan:
     budgets = session.environment.budgets
     subject = Subject("Job", session.names.benchmark_job, session.names.namespace)
     run = max(budgets.benchmark_s, session.deployment.benchmark.deadline_s)
-    return Plan((subject,), budgets.node_launch_s + budgets.image_pull_s + run, "benchmark")
+    return _after_launch(session, subject, "benchmark", "benchmark", run)
+
+
+def _after_launch(session: Session, subject: Subject, layer: str, name: str, own_s: int) -> Plan:
+    """What runs in a pod may first need a node and its image."""
+    from nim_rollouts.core.spent import Part
+
+    budgets = session.environment.budgets
+    parts = (Part("node launch", budgets.node_launch_s), Part("image pull", budgets.image_pull_s), Part(name, own_s))
+    return Plan((subject,), budgets.node_launch_s + budgets.image_pull_s + own_s, layer, parts)
 
 
 def _gone_after(deleting_stage: str) -> Callable[[Session], Plan]:
@@ -92,7 +109,7 @@ def _gone_after(deleting_stage: str) -> Callable[[Session], Plan]:
             if record.stage == deleting_stage
             for one in record.facts.get("removed", ())
         }
-        return Plan(tuple(named.values()), session.environment.budgets.delete_s, "teardown")
+        return Plan(tuple(named.values()), session.environment.budgets.delete_s, "teardown", budget="budgets.delete_s")
 
     return plan
 

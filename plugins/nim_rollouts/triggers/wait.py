@@ -10,13 +10,21 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from nim_rollouts.core.errors import NeedsHumanError, PermanentError, as_facts, is_retryable, one_line
+from nim_rollouts.core.errors import (
+    NeedsHumanError,
+    NimRolloutsError,
+    PermanentError,
+    as_facts,
+    is_retryable,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.access import ClusterAccess
@@ -25,7 +33,13 @@ if TYPE_CHECKING:
 
 STARTED = "started"
 
+# A retry follows within the longest delay that the policy grants. What comes later was cleared by somebody.
+_CARRIED_S = 1800.0
+_NEW_S = 5.0
+
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+# A triggerer gives a killed trigger 30 s for its last words.
+_PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 # How long the store or AWS may be away before a wait has looked at the cluster at all.
 _PATIENCE_S = 600.0
 
@@ -63,19 +77,49 @@ class WaitTrigger(BaseTrigger):
             return
         from nim_rollouts.triggers.watching import Outcome, watch_until
 
-        if access is None:
-            self.log.info("there is no cluster: nothing to wait for")
-            outcome = Outcome([])
-        else:
-            outcome = await watch_until(access, plan, started=started, say=self.log.info)
+        try:
+            if access is None:
+                self.log.info("there is no cluster: nothing to wait for")
+                outcome = Outcome([])
+            else:
+                self._say_deadline(plan, started)
+                outcome = await watch_until(access, plan, started=started, say=self.log.info)
+        except Exception as error:
+            # Airflow would fail the task without a word of why; so it is told, recorded and tried again as any other.
+            self.log.error("the wait broke: %s", one_line(error), exc_info=not isinstance(error, NimRolloutsError))
+            yield TriggerEvent({"error": as_facts(error), "final": not is_retryable(error)})
+            return
         waited = round((datetime.now(UTC) - started).total_seconds(), 1)
         yield TriggerEvent({**outcome.to_dict(), "started_at": started.isoformat(), "waited_s": waited})
+
+    def _say_deadline(self, plan: Plan, started: datetime) -> None:
+        """How long the wait may take, and why."""
+        spent = (datetime.now(UTC) - started).total_seconds()
+        what = ", ".join(subject.ref for subject in plan.subjects)
+        begun = f"; it began {spent:.0f} s ago, before a retry or a restart" if spent > _NEW_S else ""
+        self.log.info("waiting for %s, at most %d s (%s)%s", what, plan.deadline_s, plan.why or plan.layer, begun)
 
     async def on_kill(self) -> None:
         """A user has ended the task. Only a Job of ours is stopped, and only when the task was not merely cleared:
         the next try goes on waiting for the same Job."""
-        if self.stop_job:
-            await asyncio.to_thread(self._stop_job)
+        if not self.stop_job:
+            return
+        # Airflow (3.3.2) cancels a killed trigger again at each of its rounds, a second or so, and its last words with
+        # it. What a thread has begun it also ends.
+        self._stopping = asyncio.ensure_future(asyncio.to_thread(self._stop_job_patiently))
+        await asyncio.shield(self._stopping)
+
+    def _stop_job_patiently(self) -> None:
+        for pause in (*_PAUSES_S, None):
+            try:
+                return self._stop_job()
+            except Exception as error:
+                if pause is None or not is_retryable(error):
+                    self.log.error("the Job could not be stopped: %s", one_line(error))
+                    return None
+                self.log.warning("cannot stop the Job yet, trying again: %s", one_line(error))
+            time.sleep(pause)
+        return None
 
     async def _prepared(self) -> tuple[Plan, ClusterAccess | None, datetime]:
         """Session, plan and access, tried again while what they need is away for a moment."""
@@ -102,7 +146,7 @@ class WaitTrigger(BaseTrigger):
         from nim_rollouts.triggers.plans import plan_for
 
         session = self._session()
-        self._refuse_older(session)
+        session.check_deployment_claim()
         plan = plan_for(self.stage, session)
         started = self._started(session)
         if not plan.subjects:
@@ -120,69 +164,42 @@ class WaitTrigger(BaseTrigger):
 
         return Session(self.environment, self.deployment, self.run_id)
 
-    @staticmethod
-    def _refuse_older(session: Session) -> None:
-        from nim_rollouts.clients import claims
-
-        for claim in session.claims():
-            if not claim.scope.endswith("/_environment.json"):
-                claims.check(session.store, claim)
-
     def _started(self, session: Session) -> datetime:
-        """When this try began to wait: written down once, so that a restart does not begin the deadline anew."""
+        """When this wait began: written down once, so that a restart does not begin the deadline anew, nor a retry
+        (see `carry_on`). A try that nobody has announced has all of the time: it was cleared."""
         number = int(getattr(self.task_instance, "try_number", 1) or 1)
-        written = session.store.get(session.ledger.key(self.stage, number, STARTED))
-        if written is not None:
-            return datetime.fromisoformat(json.loads(written)["facts"]["started_at"])
-        started = datetime.now(UTC)
+        now, facts = datetime.now(UTC), _start_of(session, self.stage, number)
+        if facts is not None and "carried_at" not in facts:
+            return datetime.fromisoformat(facts["started_at"])
+        started = now
+        if facts is not None and (now - datetime.fromisoformat(facts["carried_at"])).total_seconds() < _CARRIED_S:
+            started = datetime.fromisoformat(facts["started_at"])
         session.ledger.record(self.stage, number, STARTED, {"started_at": started.isoformat()})
         return started
 
     def _stop_job(self) -> None:
+        from nim_rollouts.hooks import jobs
         from nim_rollouts.hooks.runs import task_states
-        from nim_rollouts.triggers.plans import plan_for
 
         ti = self.task_instance
         state = task_states(ti.dag_id, ti.run_id).get(ti.task_id) if ti is not None else None
-        if state not in ("failed", "success", "skipped"):
-            self.log.info("the task is %s, not ended: its Job goes on", state or "cleared")
+        # Whoever calls the wait for a cache a success goes on with the rollout, and the download with it.
+        ended = ("failed", "skipped") if self.stage == "wait_cache" else ("failed", "skipped", "success")
+        if state not in ended:
+            self.log.info("the task is %s: its Job goes on", state or "cleared")
             return
-        session = self._session()
-        for subject in plan_for(self.stage, session).subjects:
-            live = session.cluster.get("batch/v1", "Job", subject.namespace, subject.name)
-            if live is None or any(one.get("status") == "True" for one in _ends(live)):
-                continue
-            if not self._is_ours(session, live):
-                self.log.info("Job %s is another than the one that was applied: left alone", subject.name)
-                continue
-            self.log.info("the task was ended by a user: stopping Job %s", subject.name)
-            _delete_as_seen(session, live)
-
-    @staticmethod
-    def _is_ours(session: Session, job: dict[str, Any]) -> bool:
-        applied = session.facts("apply_benchmark")["applied"]
-        return any(one["kind"] == "Job" and one["uid"] == job["metadata"]["uid"] for one in applied)
+        self.log.info("the task was ended by a user")
+        jobs.stop(self.stage, self._session(), self.log.info)
 
 
-def _delete_as_seen(session: Session, job: dict[str, Any]) -> None:
-    """Delete this Job in this version of it, or nothing: whoever has touched it meanwhile has a use for it."""
-    from nim_rollouts.clients.resources import Ref
-    from nim_rollouts.clients.rest import ApiRefusal
-
-    metadata = job["metadata"]
-    options = {
-        "apiVersion": "v1",
-        "kind": "DeleteOptions",
-        "propagationPolicy": "Background",
-        "preconditions": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]},
-    }
-    try:
-        session.cluster.rest.json("DELETE", Ref.of(job).path, body=options)
-    except ApiRefusal as refusal:
-        if refusal.status not in (404, 409):
-            raise
+def carry_on(session: Session, stage: str, number: int) -> None:
+    """A try of a waiting stage has failed and is made again: the next one goes on with its deadline."""
+    facts = _start_of(session, stage, number)
+    if facts is not None:
+        carried = {"started_at": facts["started_at"], "carried_at": datetime.now(UTC).isoformat()}
+        session.ledger.record(stage, number + 1, STARTED, carried)
 
 
-def _ends(job: dict[str, Any]) -> list[dict[str, Any]]:
-    conditions = (job.get("status") or {}).get("conditions") or []
-    return [one for one in conditions if one.get("type") in ("Complete", "Failed")]
+def _start_of(session: Session, stage: str, number: int) -> dict[str, Any] | None:
+    written = session.store.get(session.ledger.key(stage, number, STARTED))
+    return None if written is None else dict(json.loads(written)["facts"])

@@ -79,9 +79,10 @@ def test_token_then_manifest(registry: Any) -> None:
     ("step", "status", "error", "reason"),
     [
         ("GET", 401, NgcKeyError, "ngc-key-refused"),
-        ("GET", 403, NgcKeyError, "ngc-key-refused"),
+        ("GET", 403, NgcKeyError, "ngc-key-forbidden"),
         ("HEAD", 401, NgcKeyError, "ngc-key-refused"),
         ("HEAD", 402, NgcEntitlementError, "ngc-not-entitled"),
+        ("HEAD", 403, NgcForbidden, "ngc-key-forbidden"),
         ("HEAD", 404, NgcImageNotFound, "ngc-image-not-found"),
         ("HEAD", 429, NgcUnavailable, "ngc-rate-limited"),
         ("HEAD", 503, NgcUnavailable, "ngc-unavailable"),

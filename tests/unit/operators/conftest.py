@@ -16,6 +16,8 @@ import pytest
 from nim_rollouts.clients import claims
 from nim_rollouts.clients.cluster import ApplyResult
 from nim_rollouts.clients.include import Include
+from nim_rollouts.clients.resources import Ref
+from nim_rollouts.clients.rest import ApiRefusal
 from nim_rollouts.core.errors import ApplyRejected
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators.base import Stage, StageOperator
@@ -50,6 +52,7 @@ class FakeCluster:
         self.text = ""
         self.answers: Callable[..., Any] = lambda *_, **__: None
         self._uids = itertools.count(1)
+        self.rest = SimpleNamespace(json=self._json)
 
     def put(self, obj: dict[str, Any]) -> dict[str, Any]:
         obj = copy.deepcopy(obj)
@@ -95,12 +98,45 @@ class FakeCluster:
         del self.objects[key]
         return True
 
+    def patch(self, obj: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any] | None:
+        key = (obj["kind"], obj["metadata"].get("namespace"), obj["metadata"]["name"])
+        live = self.objects.get(key)
+        seen = [obj["metadata"][name] for name in ("uid", "resourceVersion")]
+        if live is None or [live["metadata"][name] for name in ("uid", "resourceVersion")] != seen:
+            return None
+        self.log.append(f"patch {obj['kind']}/{obj['metadata']['name']}")
+        new = _merged(live, changes)
+        new["metadata"]["resourceVersion"] = str(int(live["metadata"]["resourceVersion"]) + 1)
+        return self.put(new)
+
+    def _json(self, method: str, path: str, *, body: dict[str, Any]) -> dict[str, Any]:
+        """A deletion with preconditions, as `hooks.jobs` sends it."""
+        assert method == "DELETE"
+        for key, live in self.objects.items():
+            if Ref.of(live).path == path:
+                if any(live["metadata"][name] != value for name, value in body["preconditions"].items()):
+                    raise ApiRefusal(409, {"reason": "Conflict"})
+                self.log.append(f"delete {key[0]}/{key[2]}")
+                return self.objects.pop(key)
+        raise ApiRefusal(404, {"reason": "NotFound"})
+
     def logs(self, namespace: str, pod: str, container: str | None = None, **_: Any) -> str:
         return self.text
 
     @contextmanager
     def port_forward(self, namespace: str, pod: str, port: int) -> Iterator[Any]:
         yield SimpleNamespace(request=self.answers)
+
+
+def _merged(live: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A JSON merge patch (RFC 7396)."""
+    merged = dict(live)
+    for name, value in changes.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = _merged(merged.get(name) or {}, value) if isinstance(value, dict) else value
+    return merged
 
 
 class World:

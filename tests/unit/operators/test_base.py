@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,6 +60,11 @@ def test_patience_grows_and_begins_anew_with_a_clear() -> None:
         return [delay.total_seconds() for delay in found if delay]
 
     assert delays(1, RETRIES) == delays(8, 7 + RETRIES) == [5, 15, 45, 135]
+
+
+def test_a_task_with_other_retries_begins_with_the_same_patience() -> None:
+    policy, context = ErrorClassRetryPolicy(), {"task": SimpleNamespace(retries=1)}
+    assert policy.evaluate(ClusterUnavailable("away"), 1, 1, context).retry_delay == timedelta(seconds=5)
 
 
 def test_the_policy_survives_serialization() -> None:

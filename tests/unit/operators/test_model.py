@@ -21,7 +21,7 @@ from nim_rollouts.core.errors import (
 )
 from nim_rollouts.core.manifests import DEPLOYMENT_LABEL, ENVIRONMENT_LABEL
 from nim_rollouts.operators.gate import GateOperator, SmokeTestOperator, check_completion
-from nim_rollouts.operators.model import ApplyCacheOperator, ApplyServiceOperator
+from nim_rollouts.operators.model import NUDGED, ApplyCacheOperator, ApplyServiceOperator
 from nim_rollouts.operators.platform import ApplyPlatformOperator, ApplySecretsOperator, VerifyPlatformOperator
 from tests.unit.operators.conftest import DEPLOYMENT, World
 
@@ -150,6 +150,45 @@ def test_a_download_that_needed_a_retry_is_settled(world: World, state: str, fai
     assert (f"delete Job/{names.cache_job}" in world.cluster.log) is removed
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_filled_cache_that_says_failed_is_nudged_and_then_settled(
+    world: World, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    """Else its service would not be started until the Job's time to live is over."""
+    world.accepted()
+    names = world.session().names
+    ApplyCacheOperator(task_id="apply_cache").run(world.stage("apply_cache"))
+    cache = world.cluster.get("", "NIMCache", names.namespace, names.cache)
+    cache["status"] = {"state": "Failed", "pvc": names.cache_pvc}
+    world.cluster.put(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": names.cache_pvc, "namespace": names.namespace},
+        }
+    )
+    world.cluster.put(
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": names.cache_job, "namespace": names.namespace},
+            "status": {"failed": 1, "conditions": [{"type": "Complete", "status": "True"}]},
+        }
+    )
+
+    def operator(seconds: float) -> None:
+        live = world.cluster.get("", "PersistentVolumeClaim", names.namespace, names.cache_pvc)
+        if answers and NUDGED in (live["metadata"].get("annotations") or {}):
+            world.cluster.get("", "NIMCache", names.namespace, names.cache)["status"]["state"] = "Ready"
+
+    monkeypatch.setattr("time.sleep", operator)
+    ApplyServiceOperator(task_id="apply_service").run(world.stage("apply_service"))
+    log = [line for line in world.cluster.log if "PersistentVolumeClaim" in line or f"Job/{names.cache_job}" in line]
+    nudge = f"patch PersistentVolumeClaim/{names.cache_pvc}"
+    assert log == ([nudge, f"delete Job/{names.cache_job}"] if answers else [nudge] * 2)
+    assert f"apply NIMService/{names.service}" in world.cluster.log, "the service is applied either way"
+
+
 def test_the_key_goes_into_the_secrets_and_nowhere_else(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -233,6 +272,57 @@ def test_what_could_not_be_measured_is_no_judgement(serving: World) -> None:
     with pytest.raises(GateFailed) as bad:
         gate(serving)
     assert bad.value.reason == "unsteady", "the pod was asked, and did not answer"
+
+
+def test_a_way_that_breaks_again_and_again_is_no_flap_of_the_pod(serving: World) -> None:
+    """Whenever it could be asked it was ready."""
+    pod(serving)
+    serving.cluster.answers = answering(*[200, TunnelFailed("no tunnel")] * 6)
+    with pytest.raises(GateUnmeasured):
+        gate(serving)
+
+
+def silent_on(path: str, *, on_the_way: bool) -> Any:
+    """A pod that answers everything but one path; or one that cannot be reached any more once it is asked for that."""
+    reached = [True]
+
+    def request(method: str, asked: str, body: Any = None, **_: Any) -> Response:
+        if asked == path:
+            reached[0] = not on_the_way
+            raise PortForwardFailed("the time is up")
+        if not reached[0]:
+            raise TunnelFailed("no tunnel")
+        return answering()(method, asked, body)  # type: ignore[no-any-return]
+
+    return request
+
+
+@pytest.mark.parametrize(
+    ("on_the_way", "error", "reason"),
+    [(False, GateFailed, "model-endpoint-unavailable"), (True, GateUnmeasured, "gate-unmeasured")],
+)
+def test_a_silent_endpoint_is_told_from_a_broken_way(
+    serving: World, on_the_way: bool, error: type, reason: str
+) -> None:
+    pod(serving)
+    serving.cluster.answers = silent_on("/v1/models", on_the_way=on_the_way)
+    with pytest.raises(error) as raised:
+        gate(serving)
+    assert raised.value.reason == reason
+    assert is_retryable(raised.value) is on_the_way
+
+
+@pytest.mark.parametrize(
+    ("on_the_way", "error", "reason"),
+    [(False, SmokeTestFailed, "completion-unanswered"), (True, GateUnmeasured, "gate-unmeasured")],
+)
+def test_a_silent_model_is_told_from_a_broken_way(serving: World, on_the_way: bool, error: type, reason: str) -> None:
+    pod(serving)
+    serving.cluster.answers = silent_on("/v1/chat/completions", on_the_way=on_the_way)
+    with pytest.raises(error) as raised:
+        SmokeTestOperator(task_id="smoke_test").run(serving.stage("smoke_test"))
+    assert raised.value.reason == reason
+    assert is_retryable(raised.value) is on_the_way
 
 
 def test_a_flap_is_a_bad_measure_not_a_bad_measuring(serving: World) -> None:

@@ -157,7 +157,7 @@ def _deletions(world: World) -> list[dict[str, str]]:
         deleted.append(body["preconditions"])
         raise ApiRefusal(409, {"reason": "Conflict"})  # somebody was quicker: no error
 
-    world.cluster.rest = SimpleNamespace(json=send)  # type: ignore[attr-defined]
+    world.cluster.rest = SimpleNamespace(json=send)
     return deleted
 
 

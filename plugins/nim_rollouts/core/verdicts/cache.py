@@ -166,7 +166,12 @@ def _on_its_way(
         return progressing("volume-terminating", "the old claim has gone, the new one is made next", evidence)
     if trouble is None:
         makers = [job] if job else []
-        hangs = refused(objects, makers) or _ended_selection(objects, cache, job) or _not_reconciled(objects, cache)
+        hangs = (
+            _suspended(job)
+            or refused(objects, makers)
+            or _ended_selection(objects, cache, job)
+            or _not_reconciled(objects, cache)
+        )
         return progressing(stage, message, evidence, hangs)
     return trouble.verdict(stage, message, evidence)
 
@@ -175,6 +180,13 @@ def selection_pod(objects: Snapshot, cache: Object) -> Object | None:
     """The operator's pod that prints the image's profiles; not the one that a deleted namesake leaves behind."""
     pod = find(objects, "Pod", f"{name_of(cache)}-pod")
     return pod if pod is None or not owners(pod) or owned_by(pod, cache) else None
+
+
+def _suspended(job: Object | None) -> Blocker | None:
+    """Whoever gave the download up has put its Job to rest; it does not go on by itself."""
+    if job is None or not (job.get("spec") or {}).get("suspend"):
+        return None
+    return Blocker("job-suspended", "the download's Job is suspended", [f"{ref(job, 'Job')} suspend=true"])
 
 
 def _ended_selection(objects: Snapshot, cache: Object, job: Object | None) -> Blocker | None:
