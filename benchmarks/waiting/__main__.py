@@ -96,7 +96,9 @@ class Triggerer:
             "AIRFLOW_HOME": str(folder / "airflow"),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__FERNET_KEY": "",
-            "AIRFLOW_CONN_KUBERNETES_DEFAULT": "kubernetes://",
+            "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps(
+                {"conn_type": "kubernetes", "extra": {"kube_config_path": given["kubeconfig"]}}
+            ),
             "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}",
         }
         with (folder / "triggerer.log").open("wb") as log:

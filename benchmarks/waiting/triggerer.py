@@ -101,7 +101,7 @@ def _ours(name: str) -> dict[str, Any]:
 def _stock(name: str, given: dict[str, Any]) -> dict[str, Any]:
     return {
         "job_name": name, "job_namespace": given["namespace"], "pod_names": [], "pod_namespace": given["namespace"],
-        "base_container_name": "base", "config_file": given["kubeconfig"],
+        "base_container_name": "base", "kubernetes_conn_id": "kubernetes_default",
     }  # fmt: skip
 
 

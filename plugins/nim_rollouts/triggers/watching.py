@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -20,7 +21,9 @@ Say = Callable[[str], None]
 
 # A line at least this often, in seconds: silence for longer looks like a hang.
 LINE_S = 60.0
-_TICK_S = 15.0
+# Looked at this often without a change, in seconds, for the deadline and the line; less a share that keeps apart the
+# waits that began together.
+_TICK_S, _TICK_SHARE = 15.0, 0.4
 _TIMELINE = 60
 
 
@@ -83,7 +86,7 @@ async def watch_until(access: ClusterAccess, plan: Plan, *, started: datetime, s
             for namespace, kinds in plan.groups.items()
         }
         snapshots: dict[str | None, Snapshot] = {}
-        pending = {asyncio.create_task(watch.next(_TICK_S)): namespace for namespace, watch in watches.items()}
+        pending = {asyncio.create_task(watch.next(_tick())): namespace for namespace, watch in watches.items()}
         try:
             while True:
                 left = (deadline - datetime.now(UTC)).total_seconds()
@@ -93,7 +96,7 @@ async def watch_until(access: ClusterAccess, plan: Plan, *, started: datetime, s
                     snapshot = task.result()
                     if snapshot is not None:
                         snapshots[namespace] = snapshot
-                    pending[asyncio.create_task(watches[namespace].next(_TICK_S))] = namespace
+                    pending[asyncio.create_task(watches[namespace].next(_tick()))] = namespace
                 outcome = _outcome(plan, snapshots, datetime.now(UTC) >= deadline)
                 trouble = "; ".join(watch.problem for watch in watches.values() if watch.problem)
                 story.tell(outcome, trouble)
@@ -114,6 +117,10 @@ def wait_in_worker(
     """The same from a worker, for what takes seconds. Returns what is not there after `budget_s` seconds."""
     plan = Plan(tuple(subjects), int(budget_s), "cluster")
     return asyncio.run(watch_until(access, plan, started=datetime.now(UTC), say=say)).missing
+
+
+def _tick() -> float:
+    return _TICK_S * random.uniform(1.0 - _TICK_SHARE, 1.0)
 
 
 def _outcome(plan: Plan, snapshots: Mapping[str | None, Snapshot], overdue: bool) -> Outcome | None:
