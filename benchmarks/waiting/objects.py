@@ -102,6 +102,10 @@ class Services:
                 obj["status"]["observedGeneration"] = 1
             owner = {**self.writer.create(obj), "apiVersion": obj["apiVersion"], "kind": kind}
 
+    def is_right(self, event: str) -> bool:
+        """True for the event with which a wait is to end."""
+        return "'reached': True" in event
+
     def end(self, name: str) -> None:
         obj = {**self._templates["NIMService"], "metadata": {"name": name, "namespace": NAMESPACE}}
         self.writer.status(obj, {"state": "Ready"})
@@ -119,6 +123,10 @@ class Jobs:
     def make(self, name: str) -> None:
         pod = {"restartPolicy": "Never", "containers": [{"name": "base", "image": "example.com/none"}]}
         self.writer.create(_job(name) | {"spec": {"template": {"spec": pod}}})
+
+    def is_right(self, event: str) -> bool:
+        """True for the event with which a wait is to end."""
+        return "'status': 'success'" in event
 
     def end(self, name: str) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

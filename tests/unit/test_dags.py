@@ -124,6 +124,42 @@ def test_the_trigger_can_be_made_from_what_airflow_stores(dags: dict) -> None:
     assert all(hasattr(trigger, name) for name in ("environment", "deployment", "run_id"))
 
 
+def test_a_started_wait_knows_its_run_and_lets_go_of_its_dag(dags: dict) -> None:
+    """As Airflow's triggerer starts it: with a copy of the DAG and a context of its own."""
+    import gc
+    import uuid
+    import weakref
+    from datetime import UTC, datetime
+
+    from airflow.executors.workloads.task import TaskInstanceDTO
+    from airflow.jobs.triggerer_job_runner import TriggerRunner
+    from airflow.sdk.module_loading import import_string
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    dag, now = dags["nim_deploy"], datetime.now(UTC)
+    arguments = dag.get_task("wait_service").start_trigger_args
+    dto = TaskInstanceDTO(
+        id=uuid.uuid4(), task_id="wait_service", dag_id="nim_deploy", run_id="manual__1", try_number=1,
+        dag_version_id=uuid.uuid4(), pool_slots=1, priority_weight=1,
+    )  # fmt: skip
+    run = {
+        "dag_id": "nim_deploy", "run_id": "manual__1", "end_date": None, "run_type": "manual", "state": "running",
+        "consumed_asset_events": [], "partition_key": None, "conf": {},
+        **dict.fromkeys(("logical_date", "data_interval_start", "data_interval_end", "run_after", "start_date"), now),
+    }  # fmt: skip
+    ti = TriggerRunner.create_runtime_ti(dto, DagSerialization.to_dict(dag), run)
+    context = ti.get_template_context()
+    trigger = import_string(arguments.trigger_cls)(**arguments.trigger_kwargs)
+    trigger.task_instance = ti
+    copy = weakref.ref(ti.task.dag)
+    trigger.render_template_fields(context=context)
+    assert (trigger.run_id, trigger.environment) == ("manual__1", "nvidia-nim-eks")
+    gc.collect()
+    assert copy() is None
+    # What it needs of its task instance while it waits, and when it is killed.
+    assert (ti.dag_id, ti.run_id, ti.task_id, ti.try_number) == ("nim_deploy", "manual__1", "wait_service", 1)
+
+
 def test_the_dags_survive_serialization(dags: dict) -> None:
     from airflow.serialization.serialized_objects import DagSerialization
 

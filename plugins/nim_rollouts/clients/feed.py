@@ -7,13 +7,14 @@ are never compared, except for being the same.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from nim_rollouts.clients.answers import Answer, Gone, NotServed, Refused, lines
 from nim_rollouts.clients.resources import api_version_of, path_of
-from nim_rollouts.clients.slim import SELECTORS, Object, handles, key_of, owners_of, parse, same, slim
+from nim_rollouts.clients.slim import SELECTORS, Object, handles, key_of, owners_of, same, slim
 from nim_rollouts.core.errors import redact
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ _SHORT_S = 5.0
 _NOT_SERVED_PAUSE_S, _LONGEST_NOT_SERVED_PAUSE_S = 5.0, 30.0
 # For how long a kind that was served must be away until its objects count as gone, in seconds.
 _WAS_SERVED_S = 30.0
-_PAGE = 250
+# Objects in one answer to a list: what takes the event loop some milliseconds to read.
+_PAGE = 100
 # Events taken in one turn of the event loop.
 _TURN = 20
 
@@ -118,7 +120,7 @@ class Feed:
         query = {"limit": str(_PAGE), **self._selector()}
         while True:
             async with get(query) as answer:
-                page = parse(await answer.read())
+                page = json.loads(await answer.read())
             for count, item in enumerate(page.get("items") or ()):
                 obj = self._complete(item)
                 objects[key_of(obj)] = obj
@@ -145,7 +147,7 @@ class Feed:
             self._missing_since = None
             count = 0
             async for line in lines(answer):
-                event = parse(line)
+                event = json.loads(line)
                 obj = event["object"]
                 if event["type"] == "ERROR":
                     if obj.get("code") == 410:

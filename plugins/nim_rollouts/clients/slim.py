@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -22,62 +21,78 @@ _EVENT_FIELDS = (
     "firstTimestamp", "lastTimestamp", "eventTime", "reportingComponent",
 )  # fmt: skip
 _EVENT_METADATA = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
-_POD_FIELDS = ("nodeName", "nodeSelector", "serviceAccountName", "imagePullSecrets", "restartPolicy")
-_CONTAINER_FIELDS = ("name", "image", "command", "args", "resources", "startupProbe")
+# Of a pod: where it runs, what runs in it, what it mounts, and how it fares. Of what makes pods: what they run.
+_POD_FIELDS = ("nodeName",)
+_CONTAINER_FIELDS = ("name", "image", "startupProbe")
+_POD_STATUS = ("phase", "reason", "message", "conditions", "initContainerStatuses", "containerStatuses", "startTime")
+_CONTAINER_STATUS = ("name", "image", "ready", "started", "restartCount", "state", "lastState")
+_WORKLOAD_NOISE = ("strategy", "revisionHistoryLimit")
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-
-
-def parse(text: bytes) -> Any:
-    """JSON, with one copy of each key for all objects: keys are most of what a dict of strings weighs."""
-    return json.loads(text, object_pairs_hook=_interned)
-
-
-def _interned(pairs: list[tuple[str, Any]]) -> Object:
-    return {sys.intern(key): value for key, value in pairs}
+# Conditions' times other than that of the last transition: of some kinds they change with every heartbeat.
+_BEATS = ("lastHeartbeatTime", "lastProbeTime", "lastUpdateTime")
+# Longer strings are seldom twice the same.
+_SHARED = 100
 
 
 def slim(obj: Object) -> Object:
-    """The object without what no verdict reads: managedFields, kubectl's copy of the manifest, most of a pod's spec
-    (its environment, too), schemas of custom resources, images and heartbeats of nodes, all but the facts of an event.
+    """A copy without what no verdict reads: managedFields, kubectl's copy of the manifest, most of a pod's spec (its
+    environment, too) and addresses, schemas of custom resources, images and heartbeats of nodes, all but the facts of
+    an event. Equal strings are one string for all objects: names, labels and keys are most of what a dict weighs.
     """
     metadata = obj["metadata"]
     metadata.pop("managedFields", None)
     if (annotations := metadata.get("annotations")) is not None:
         annotations.pop(_LAST_APPLIED, None)
-    kind = obj["kind"]
+    kind, spec, status = obj["kind"], obj.get("spec") or {}, obj.get("status") or {}
     if kind == "Event":
-        small = {field: obj[field] for field in _EVENT_FIELDS if obj.get(field) is not None}
-        return {**small, "metadata": {field: metadata[field] for field in _EVENT_METADATA if field in metadata}}
-    if kind == "CustomResourceDefinition":
-        for version in (obj.get("spec") or {}).get("versions") or ():
+        obj = {**_only(_EVENT_FIELDS, obj), "metadata": _only(_EVENT_METADATA, metadata)}
+    elif kind == "CustomResourceDefinition":
+        for version in spec.get("versions") or ():
             version.pop("schema", None)
     elif kind == "Node":
-        status = obj.get("status") or {}
         status.pop("images", None)
-        for one in status.get("conditions") or ():
-            one.pop("lastHeartbeatTime", None)
-    else:
-        _slim_pod(obj)
-    return obj
+    elif kind == "Pod":
+        obj = {**obj, "spec": _pod_spec(spec), "status": _pod_status(status)}
+    elif isinstance(template := spec.get("template"), dict) and isinstance(template.get("spec"), dict):
+        kept = {field: value for field, value in spec.items() if field not in _WORKLOAD_NOISE}
+        obj = {**obj, "spec": {**kept, "template": {"spec": _pod_spec(template["spec"])}}}
+    for one in status.get("conditions") or ():
+        for beat in _BEATS:
+            one.pop(beat, None)
+    shared: Object = _shared(obj)
+    return shared
 
 
-def _slim_pod(obj: Object) -> None:
-    """Of a pod, and of the pods that a workload makes: where it may run, what it runs, and what it mounts."""
-    spec = obj.get("spec") or {}
-    template = spec.get("template")
-    if isinstance(template, dict) and isinstance(template.get("spec"), dict):
-        template["spec"] = _pod_spec(template["spec"])
-    elif obj["kind"] == "Pod":
-        obj["spec"] = _pod_spec(spec)
+def _only(fields: tuple[str, ...], obj: Object) -> Object:
+    return {field: obj[field] for field in fields if obj.get(field) is not None}
 
 
 def _pod_spec(spec: Object) -> Object:
-    small = {field: spec[field] for field in _POD_FIELDS if field in spec}
+    small = _only(_POD_FIELDS, spec)
     for field in ("containers", "initContainers"):
         if field in spec:
-            small[field] = [{name: one[name] for name in _CONTAINER_FIELDS if name in one} for one in spec[field]]
+            small[field] = [_only(_CONTAINER_FIELDS, one) for one in spec[field]]
     claims = [one for one in spec.get("volumes") or () if "persistentVolumeClaim" in one]
     return {**small, "volumes": claims} if claims else small
+
+
+def _pod_status(status: Object) -> Object:
+    small = _only(_POD_STATUS, status)
+    for field in ("initContainerStatuses", "containerStatuses"):
+        if field in small:
+            small[field] = [_only(_CONTAINER_STATUS, one) for one in small[field]]
+    return small
+
+
+def _shared(value: Any) -> Any:
+    """A copy of JSON data in which equal strings are one."""
+    if isinstance(value, str):
+        return sys.intern(value) if len(value) <= _SHARED else value
+    if isinstance(value, dict):
+        return {sys.intern(name): _shared(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_shared(one) for one in value]
+    return value
 
 
 def same(one: Object | None, other: Object) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import StartTriggerArgs
 
 from nim_rollouts.core.errors import (
+    ClusterUnavailable,
     NimRolloutsError,
     PermanentError,
     Superseded,
@@ -168,6 +169,12 @@ class WaitOperator(StageOperator):
             return
         subject, verdict = fresh.missing[0]
         final = subject.is_final(verdict)
+        if told.is_unseen and not final:
+            # How much of its time the API server was away is not known: the next try has time of its own.
+            raise ClusterUnavailable(
+                f"{subject.ref}: the deadline of {plan.deadline_s} s passed while the API server did not answer, "
+                f"now {verdict.in_words}"
+            )
         if final or told.overdue:
             why = explain(stage, subject, verdict, snapshots[subject.namespace], plan.parts)
             for one in why.to_dict()["events"] + why.to_dict()["log"]:

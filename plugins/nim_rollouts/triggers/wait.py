@@ -27,6 +27,9 @@ from nim_rollouts.core.errors import (
 )
 
 if TYPE_CHECKING:
+    import jinja2
+    from airflow.sdk import Context
+
     from nim_rollouts.clients.access import ClusterAccess
     from nim_rollouts.hooks.session import Session
     from nim_rollouts.triggers.plans import Plan
@@ -66,6 +69,14 @@ class WaitTrigger(BaseTrigger):
         """How another triggerer makes the same trigger."""
         names = ("environment", "deployment", "run_id", "stage", "stop_job")
         return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
+
+    def render_template_fields(self, context: Context, jinja_env: jinja2.Environment | None = None) -> None:
+        """Airflow's; after it the context is of no use, and would keep a copy of the whole DAG, made for this trigger
+        alone, as long as it waits."""
+        super().render_template_fields(context, jinja_env)
+        context.clear()
+        if self.task is not None:
+            self.task_instance.task = None
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """One event: the outcome, or an error that no waiting will mend."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from nim_rollouts.clients.watch import Watch
-from nim_rollouts.core.verdicts import Snapshot, Subject, Verdict
+from nim_rollouts.core.verdicts import Snapshot, State, Subject, Verdict
 from nim_rollouts.triggers.plans import Plan
 
 if TYPE_CHECKING:
@@ -20,8 +21,13 @@ Say = Callable[[str], None]
 
 # A line at least this often, in seconds: silence for longer looks like a hang.
 LINE_S = 60.0
-_TICK_S = 15.0
+# Looked at this often without a change, in seconds, for the deadline and the line; less a share that keeps apart the
+# waits that began together.
+_TICK_S, _TICK_SHARE = 15.0, 0.4
+# A deadline that passes while the API server is away is looked at when it is back, if that is within so many seconds.
+_GRACE_S = 60.0
 _TIMELINE = 60
+_UNSEEN = "cluster-unavailable"
 
 
 @dataclass
@@ -36,6 +42,11 @@ class Outcome:
     def reached(self) -> bool:
         """True when everything is as it was waited for."""
         return all(subject.is_reached(verdict) for subject, verdict in self.verdicts)
+
+    @property
+    def is_unseen(self) -> bool:
+        """True when the deadline passed while the API server did not answer: that is no verdict on anything."""
+        return self.overdue and any(verdict.reason == _UNSEEN for _, verdict in self.verdicts)
 
     @property
     def missing(self) -> list[tuple[Subject, Verdict]]:
@@ -71,7 +82,8 @@ def judge_all(
 async def watch_until(access: ClusterAccess, plan: Plan, *, started: datetime, say: Say) -> Outcome:
     """Watch until all is reached, something is final, or the deadline (counted from `started`) has passed.
 
-    An API server that does not answer ends nothing but by the deadline.
+    An API server that does not answer ends nothing but by the deadline, and then the outcome says so
+    (`Outcome.is_unseen`): what was seen before its absence is no evidence of how things stand.
     """
     if not plan.subjects:
         return Outcome([])
@@ -83,19 +95,20 @@ async def watch_until(access: ClusterAccess, plan: Plan, *, started: datetime, s
             for namespace, kinds in plan.groups.items()
         }
         snapshots: dict[str | None, Snapshot] = {}
-        pending = {asyncio.create_task(watch.next(_TICK_S)): namespace for namespace, watch in watches.items()}
+        pending = {asyncio.create_task(watch.next(_tick())): namespace for namespace, watch in watches.items()}
         try:
             while True:
-                left = (deadline - datetime.now(UTC)).total_seconds()
+                left = (_due(deadline, watches.values()) - datetime.now(UTC)).total_seconds()
                 done, _ = await asyncio.wait(pending, timeout=max(left, 0.0), return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     namespace = pending.pop(task)
                     snapshot = task.result()
                     if snapshot is not None:
                         snapshots[namespace] = snapshot
-                    pending[asyncio.create_task(watches[namespace].next(_TICK_S))] = namespace
-                outcome = _outcome(plan, snapshots, datetime.now(UTC) >= deadline)
-                trouble = "; ".join(watch.problem for watch in watches.values() if watch.problem)
+                    pending[asyncio.create_task(watches[namespace].next(_tick()))] = namespace
+                trouble = _trouble(watches.values())
+                overdue = datetime.now(UTC) >= _due(deadline, watches.values())
+                outcome = _outcome(plan, snapshots, overdue, trouble)
                 story.tell(outcome, trouble)
                 if outcome is None:
                     continue
@@ -116,19 +129,36 @@ def wait_in_worker(
     return asyncio.run(watch_until(access, plan, started=datetime.now(UTC), say=say)).missing
 
 
-def _outcome(plan: Plan, snapshots: Mapping[str | None, Snapshot], overdue: bool) -> Outcome | None:
+def _tick() -> float:
+    return _TICK_S * random.uniform(1.0 - _TICK_SHARE, 1.0)
+
+
+def _trouble(watches: Iterable[Watch]) -> str:
+    return "; ".join(watch.problem for watch in watches if watch.problem)
+
+
+def _due(deadline: datetime, watches: Iterable[Watch]) -> datetime:
+    return deadline + timedelta(seconds=_GRACE_S) if _trouble(watches) else deadline
+
+
+def _outcome(plan: Plan, snapshots: Mapping[str | None, Snapshot], overdue: bool, trouble: str) -> Outcome | None:
     """None while not every namespace has been listed and there is time left."""
     if len(snapshots) < len(plan.groups):
         if not overdue:
             return None
-        unseen = Verdict.from_dict(
-            {"state": "progressing", "reason": "cluster-unavailable", "message": "the API server has not answered yet"}
-        )
+        unseen = Verdict(State.PROGRESSING, _UNSEEN, "the API server has not answered yet")
         return Outcome([(subject, unseen) for subject in plan.subjects], True)
     outcome = Outcome(judge_all(plan.subjects, snapshots, datetime.now(UTC)))
     final = outcome.reached or any(subject.is_final(verdict) for subject, verdict in outcome.missing)
     outcome.overdue = overdue and not final
+    if outcome.overdue and trouble:
+        outcome.verdicts = [(subject, _unseen_since(verdict)) for subject, verdict in outcome.verdicts]
     return outcome
+
+
+def _unseen_since(verdict: Verdict) -> Verdict:
+    message = f"the API server does not answer; last seen was: {verdict.in_words}"
+    return Verdict(State.PROGRESSING, _UNSEEN, message, verdict.evidence)
 
 
 class _Story:

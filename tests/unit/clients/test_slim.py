@@ -135,7 +135,24 @@ def test_a_recorded_pod_becomes_small() -> None:
     pods = [event["object"] for event in load("service-ready").events if event["object"]["kind"] == "Pod"]
     whole, small = json.dumps(pods[-1]), json.dumps(slim.slim(copy.deepcopy(pods[-1])))
     assert len(small) < 0.75 * len(whole)
-    assert '"env"' not in small
+    assert '"env"' not in small and "podIP" not in small
+
+
+def test_equal_strings_of_two_objects_are_one() -> None:
+    def cache(name: str) -> dict[str, Any]:
+        text = f'{{"kind": "NIMCache", "metadata": {{"name": "{name}", "labels": {{"app": "a thing"}}}}}}'
+        return slim.slim(json.loads(text))
+
+    one, other = cache("one"), cache("other")
+    assert one["metadata"]["labels"]["app"] is other["metadata"]["labels"]["app"]
+    assert [id(key) for key in one["metadata"]] == [id(key) for key in other["metadata"]]
+
+
+@pytest.mark.parametrize("spec", [None, {}, {"template": None}, {"template": "text"}, {"template": {"spec": None}}])
+def test_half_written_objects_are_kept(spec: Any) -> None:
+    for kind in ("Pod", "Deployment", "Thing", "Node", "CustomResourceDefinition"):
+        kept = slim.slim({"kind": kind, "metadata": {"name": "n"}, "spec": spec, "status": None})
+        assert kept["metadata"] == {"name": "n"}
 
 
 def test_heartbeats_of_a_node_are_no_change() -> None:

@@ -11,6 +11,7 @@ import pytest
 from nim_rollouts.clients.rest import ApiRefusal
 from nim_rollouts.core.errors import (
     ClusterMissing,
+    ClusterUnavailable,
     PermanentError,
     StoreUnavailable,
     Superseded,
@@ -208,6 +209,19 @@ def test_what_has_come_right_after_the_deadline_counts(waiting: World, monkeypat
 def test_the_deadline_makes_it_stuck(waiting: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WaitStuck, match="stuck after"):
         finish(waiting, told_of(waiting, overdue=True), monkeypatch)
+
+
+def test_a_deadline_that_nobody_could_see_pass_is_the_api_servers(
+    waiting: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = told_of(waiting, overdue=True)
+    for one in told["verdicts"]:
+        one["verdict"]["reason"] = "cluster-unavailable"
+    with pytest.raises(ClusterUnavailable, match="passed while the API server did not answer") as raised:
+        finish(waiting, told, monkeypatch)
+    assert "layer=api-server reason=cluster-unavailable" in _line(raised.value)
+    job(waiting, "Complete")
+    finish(waiting, told, monkeypatch)
 
 
 def test_a_job_that_was_cleaned_up_after_its_end_is_no_failure(waiting: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nim_rollouts.core.layers import remedy_of
 from nim_rollouts.core.verdicts import Snapshot, State, Subject
 from nim_rollouts.triggers import watching
 from nim_rollouts.triggers.plans import Plan
@@ -93,6 +94,37 @@ async def test_an_api_server_that_never_answers_is_overdue_not_healthy(script: t
     outcome, _ = await wait(deadline_s=1, since_s=1)
     assert outcome.overdue
     assert outcome.missing[0][1].reason == "cluster-unavailable"
+
+
+async def test_a_deadline_that_passes_while_the_api_server_is_away_is_no_verdict(
+    script: type[Script], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_GRACE_S", 0.3)
+    script.snapshots, script.problem = {"ns": [snapshot(job())]}, "Job: connection refused"
+    outcome, said = await wait(deadline_s=60, since_s=60)
+    assert outcome.is_unseen and not outcome.reached
+    subject, verdict = outcome.missing[0]
+    assert verdict.reason == "cluster-unavailable" and "last seen was: progressing" in verdict.message
+    assert not subject.is_final(verdict) and remedy_of(verdict.overdue().reason).layer == "api-server"
+    assert "connection refused" in said[-1]
+    assert Outcome.from_dict(outcome.to_dict()).is_unseen
+
+
+@pytest.mark.parametrize("conditions", [("Complete",), ()])
+async def test_what_it_says_when_it_is_back_counts(
+    script: type[Script], monkeypatch: pytest.MonkeyPatch, conditions: tuple[str, ...]
+) -> None:
+    async def back(self: Script, timeout_s: float) -> Any:
+        if len(self.left) < 2:
+            await asyncio.sleep(0.1)
+            type(self).problem = None
+        return self.left.pop(0)
+
+    monkeypatch.setattr(script, "next", back)
+    script.snapshots, script.problem = {"ns": [snapshot(job()), snapshot(job(*conditions))]}, "Job: connection refused"
+    outcome, _ = await wait(deadline_s=60, since_s=60)
+    assert not outcome.is_unseen
+    assert (outcome.reached, outcome.overdue) == (bool(conditions), not conditions)
 
 
 async def test_all_namespaces_must_have_been_seen(script: type[Script]) -> None:
