@@ -8,9 +8,11 @@ tokens are a thread's business.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import random
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 STARTED = "started"
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+# Threads of their own: where many waits begin together, those that are ready are not to stand in line behind those that
+# are not, for the threads in which the watches get their tokens.
+_preparing = ThreadPoolExecutor(4, thread_name_prefix="wait-prepare")
 # How long the store or AWS may be away before a wait has looked at the cluster at all.
 _PATIENCE_S = 600.0
 
@@ -83,7 +88,7 @@ class WaitTrigger(BaseTrigger):
         patience, pause = loop.time() + _PATIENCE_S, _FIRST_PAUSE_S
         while True:
             try:
-                return await asyncio.to_thread(self._prepare)
+                return await loop.run_in_executor(_preparing, contextvars.copy_context().run, self._prepare)
             except (PermanentError, NeedsHumanError):
                 raise
             except Exception as error:
@@ -118,7 +123,7 @@ class WaitTrigger(BaseTrigger):
     def _session(self) -> Session:
         from nim_rollouts.hooks.session import Session
 
-        return Session(self.environment, self.deployment, self.run_id)
+        return Session(self.environment, self.deployment, self.run_id, shared=True)
 
     @staticmethod
     def _refuse_older(session: Session) -> None:
