@@ -30,6 +30,9 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class Failed(RuntimeError):
     """One side did not come to its end; the message says where, and where its log lies."""
 
@@ -51,12 +54,21 @@ def rehearsal(state: Path) -> Iterator[Rehearsal]:
         _lifecycle("up", inherited | own, 300)
         yield config.load(state)
     finally:
-        # A second Ctrl-C must not leave half of it running.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _lifecycle("down", inherited | own, 120)
-        signal.signal(signal.SIGINT, before)
+        with _deaf():
+            _lifecycle("down", inherited | own, 120)
         if left := supervisor.leftovers(state):
             raise Failed(f"processes of the rehearsal in {state} outlived it: {left}")
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """A second Ctrl-C must not leave half of it running."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _lifecycle(verb: str, environment: dict[str, str], seconds: float) -> None:
