@@ -63,6 +63,7 @@ def environment(r: Rehearsal) -> dict[str, str]:
     return {
         "AIRFLOW_HOME": str(home(r)),
         "AIRFLOW__CORE__DAGS_FOLDER": str(r.root / "dags"),
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(_bundles(r)),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(r.root / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
@@ -93,6 +94,20 @@ def environment(r: Rehearsal) -> dict[str, str]:
         "NIM_ROLLOUTS_WORK": str(r.path("work")),
         "NO_PROXY": "127.0.0.1,localhost",
     }
+
+
+def _bundles(r: Rehearsal) -> list[dict[str, object]]:
+    """The DAGs folder under the name that Airflow gives it by default, and the folders of REHEARSAL_DAGS: what a test
+    or a benchmark brings along."""
+    folders = {"dags-folder": None} | {f"more-{number}": path for number, path in enumerate(r.more_dags)}
+    return [
+        {
+            "name": name,
+            "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+            "kwargs": {"path": path} if path else {},
+        }
+        for name, path in folders.items()
+    ]
 
 
 def argv(r: Rehearsal, component: str) -> list[str]:

@@ -17,6 +17,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 STATE_FILE = "state.json"
 STATE_ENV = "REHEARSAL_STATE"
+#: Folders with DAGs beside dags/, separated as in PATH; read once, when a rehearsal is brought up.
+DAGS_ENV = "REHEARSAL_DAGS"
 
 
 class NotUp(RuntimeError):
@@ -39,6 +41,7 @@ class Rehearsal:
     airflow_password: str = ""
     supervisor_pid: int = 0
     with_airflow: bool = True
+    more_dags: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property

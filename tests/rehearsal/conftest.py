@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rehearsal import config, supervisor
-from tests.rehearsal.live import Live
+from tests.rehearsal.live import Live, Run
 from tests.rehearsal.ports import open_ports
 from tests.rehearsal.secrets_watch import CommandLines, forms
 
@@ -48,6 +48,7 @@ def live(canary: str, command_lines: CommandLines, request: pytest.FixtureReques
         # moto's own recorder: what was asked of AWS, by action (used through its API, off until a test turns it on).
         "MOTO_RECORDER_FILEPATH": str(state / "moto-recording.jsonl"),
         "PYTHONPATH": str(ROOT),
+        "REHEARSAL_DAGS": str(ROOT / "tests" / "rehearsal" / "dags"),
     }
     failed = True
     try:
@@ -64,6 +65,15 @@ def live(canary: str, command_lines: CommandLines, request: pytest.FixtureReques
             print(f"\nthe rehearsal's logs are kept in {state / 'logs'}", file=sys.stderr)
         else:
             shutil.rmtree(state, ignore_errors=True)
+
+
+@pytest.fixture
+def deployed(live: Live) -> Run:
+    """The first deploy, shared: run by whichever test asks first."""
+    if "first" not in live.runs:
+        live.nodes_before = {node["metadata"]["uid"] for node in live.objects("nodes")}
+        live.runs["first"] = live.run("nim_deploy", live.params())
+    return live.runs["first"]
 
 
 def _command(environment: dict[str, str], verb: str, seconds: float, *, check: bool = True) -> None:

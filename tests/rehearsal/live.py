@@ -229,12 +229,12 @@ class Live:
         )
 
 
-def until(condition: Callable[[], T], what: str, patience_s: float = 60) -> T:
+def until(condition: Callable[[], T], what: str, patience_s: float = 60, every_s: float = 0.3) -> T:
     """Wait for a condition to hold, and return what it gave."""
     deadline = time.monotonic() + patience_s
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {patience_s:.0f} s in vain for {what}"
-        time.sleep(0.3)
+        time.sleep(every_s)
     return found
 
 

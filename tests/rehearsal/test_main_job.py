@@ -22,15 +22,6 @@ WAITS = ("wait_platform", "wait_cache", "wait_service", "wait_benchmark")
 SEEN_WAITS = ("wait_cache", "wait_service", "wait_benchmark")
 
 
-@pytest.fixture
-def deployed(live: Live) -> Run:
-    """The first deploy, shared: run by whichever test asks first."""
-    if "first" not in live.runs:
-        live.nodes_before = {node["metadata"]["uid"] for node in live.objects("nodes")}
-        live.runs["first"] = live.run("nim_deploy", live.params())
-    return live.runs["first"]
-
-
 @pytest.mark.live(order=10)
 def test_a_deploy_ends_promoted(live: Live, deployed: Run) -> None:
     assert deployed.state == "success", "\n".join(deployed.lines)

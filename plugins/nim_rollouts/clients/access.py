@@ -12,10 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from nim_rollouts.core.errors import AccessDenied, ClusterMissing, ClusterUnavailable
 from nim_rollouts.core.spec import Environment
+
+T = TypeVar("T")
 
 TOKEN_AGE_S = 600.0
 
@@ -112,24 +114,26 @@ def cluster_access(environment: Environment) -> ClusterAccess:
 
 
 class Remembered:
-    """The same access for all who ask within a short time: a thousand waits that begin together describe the cluster
-    once, and share a token. Errors are not remembered. Safe across threads; for triggerers, not for workers, which may
-    make and destroy the cluster that they ask for."""
+    """The same access, or store, for all who ask within a short time: a thousand waits that begin together describe the
+    cluster once, share a token, and make one S3 client instead of a thousand. Errors are not remembered. Safe across
+    threads; for triggerers, not for workers, which may make and destroy the cluster that they ask for."""
 
     def __init__(self, max_age_s: float = 60.0) -> None:
         self._max_age_s = max_age_s
-        self._known: dict[Hashable, tuple[float, ClusterAccess]] = {}
+        self._known: dict[Hashable, tuple[float, Any]] = {}
         self._locks: dict[Hashable, threading.Lock] = {}
 
-    def __call__(self, make: Callable[[Environment], ClusterAccess], environment: Environment) -> ClusterAccess:
+    def __call__(self, make: Callable[[Environment], T], environment: Environment) -> T:
         """`make(environment)`, or what it gave before."""
-        key = (make, environment.name, environment.region, environment.cluster.name, environment.aws_conn_id)
+        store = environment.store.model_dump_json()
+        key = (make, environment.name, environment.region, environment.cluster.name, environment.aws_conn_id, store)
         with self._locks.setdefault(key, threading.Lock()):
             age, known = self._known.get(key, (0.0, None))
             if known is None or time.monotonic() - age > self._max_age_s:
                 known = make(environment)
                 self._known[key] = (time.monotonic(), known)
-            return known
+            made: T = known
+            return made
 
 
 remembered = Remembered()

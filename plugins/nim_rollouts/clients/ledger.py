@@ -79,7 +79,7 @@ class Ledger:
 
     def read(self, stage: str, kind: str) -> dict[str, Any] | None:
         """The facts of the latest try's record, or None."""
-        found = [record for record in self._under(f"{self.prefix}{stage}/") if record.kind == kind]
+        found = list(self._under(f"{self.prefix}{stage}/", kind))
         return max(found, key=lambda record: record.try_number).facts if found else None
 
     def records(self) -> list[Record]:
@@ -106,11 +106,16 @@ class Ledger:
                 reason="ledger-record-unreadable",
             ) from None
 
-    def _under(self, prefix: str) -> Iterator[Record]:
+    def _under(self, prefix: str, kind: str | None = None) -> Iterator[Record]:
+        """`kind`: those alone; what is not wanted is not fetched."""
         for key in self.store.list(prefix):
             parts = key.removeprefix(self.prefix).split("/")
+            if len(parts) != 3 or not parts[1].isdigit() or not parts[2].endswith(".json"):
+                continue
+            if kind is not None and parts[2] != f"{kind}.json":
+                continue
             content = self.store.get(key)
-            if len(parts) != 3 or not parts[1].isdigit() or not parts[2].endswith(".json") or content is None:
+            if content is None:
                 continue
             facts = json.loads(content)["facts"]
             yield Record(key, parts[0], int(parts[1]), parts[2].removesuffix(".json"), facts)

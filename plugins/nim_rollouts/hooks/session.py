@@ -35,11 +35,21 @@ class Session:
     :param environment: name of a file of include/environments
     :param deployment: name of a file of include/deployments; empty: the whole environment
     :param run_id: of the DAG run
+    :param shared: use one store with all other such sessions of this process: for triggers, which are many
     :raises UnknownEnvironment, SpecError: the environment's file cannot be used
     """
 
-    def __init__(self, environment: str, deployment: str, run_id: str, *, include: Include | None = None) -> None:
+    def __init__(
+        self,
+        environment: str,
+        deployment: str,
+        run_id: str,
+        *,
+        include: Include | None = None,
+        shared: bool = False,
+    ) -> None:
         self.include = include or Include()
+        self._shared = shared
         self.environment: Environment = self.include.environment(environment)
         self.scope = deployment or WHOLE_ENVIRONMENT
         self.run_id = run_id
@@ -48,7 +58,7 @@ class Session:
     @cached_property
     def store(self) -> Store:
         """The environment's object store."""
-        return open_store(self.environment)
+        return remembered(open_store, self.environment) if self._shared else open_store(self.environment)
 
     @cached_property
     def ledger(self) -> Ledger:

@@ -8,10 +8,12 @@ tokens are a thread's business.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import random
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,9 @@ _NEW_S = 5.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 # A triggerer gives a killed trigger 30 s for its last words.
 _PAUSES_S = (1.0, 2.0, 4.0, 8.0)
+# Threads of their own: where many waits begin together, those that are ready are not to stand in line behind those that
+# are not, for the threads in which the watches get their tokens.
+_preparing = ThreadPoolExecutor(4, thread_name_prefix="wait-prepare")
 # How long the store or AWS may be away before a wait has looked at the cluster at all.
 _PATIENCE_S = 600.0
 
@@ -138,7 +143,7 @@ class WaitTrigger(BaseTrigger):
         patience, pause = loop.time() + _PATIENCE_S, _FIRST_PAUSE_S
         while True:
             try:
-                return await asyncio.to_thread(self._prepare)
+                return await loop.run_in_executor(_preparing, contextvars.copy_context().run, self._prepare)
             except (PermanentError, NeedsHumanError):
                 raise
             except Exception as error:
@@ -173,7 +178,7 @@ class WaitTrigger(BaseTrigger):
     def _session(self) -> Session:
         from nim_rollouts.hooks.session import Session
 
-        return Session(self.environment, self.deployment, self.run_id)
+        return Session(self.environment, self.deployment, self.run_id, shared=True)
 
     def _started(self, session: Session) -> datetime:
         """When this wait began: written down once, so that a restart does not begin the deadline anew, nor a retry

@@ -45,6 +45,16 @@ def test_a_stage_is_not_its_prefix(ledger: Ledger) -> None:
     assert ledger.read("cache", "result") is None
 
 
+def test_what_is_not_asked_for_is_not_fetched(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ledger.record("cache", 1, "result", {"a": 1})
+    ledger.record("cache", 1, "intent", {"a": 1})
+    fetched: list[str] = []
+    get = ledger.store.get
+    monkeypatch.setattr(ledger.store, "get", lambda key: fetched.append(key) or get(key))
+    assert ledger.read("cache", "result") == {"a": 1}
+    assert fetched == [wanted]
+
+
 def test_the_request(ledger: Ledger) -> None:
     with pytest.raises(LedgerError, match="no request is recorded"):
         ledger.request()

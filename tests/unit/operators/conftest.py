@@ -212,7 +212,7 @@ class World:
         operator.run_id = run_id or self.run_id
 
     def _session_class(self) -> Any:
-        def make(environment: str, deployment: str, run_id: str) -> Session:
+        def make(environment: str, deployment: str, run_id: str, shared: bool = False) -> Session:
             session = Session(environment, deployment, run_id, include=self.include)
             session.__dict__["cluster"] = self.cluster
             return session
