@@ -71,6 +71,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_make_targets_exist(document: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets |= {f"bench-{path.parent.name}" for path in (ROOT / "benchmarks").glob("*/__main__.py")}
     named = set(re.findall(r"(?:^|`|\$\()make (?:-s )?([a-z][a-z-]*)", document.read_text(), re.MULTILINE))
     assert named - targets == set()
 
