@@ -16,7 +16,8 @@ import yaml
 from nim_rollouts.core.verdicts import Subject, Verdict
 
 #: Other recordings of the same shape are judged with RECORDINGS_DIR=/a/folder.
-RECORDINGS = Path(os.environ.get("RECORDINGS_DIR") or Path(__file__).resolve().parents[3] / "recordings").absolute()
+OWN = Path(__file__).resolve().parents[3] / "recordings"
+RECORDINGS = Path(os.environ.get("RECORDINGS_DIR") or OWN).absolute()
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -44,9 +45,9 @@ class Recording:
 
 
 @lru_cache
-def load(scenario: str) -> Recording:
+def load(scenario: str, folder: Path = RECORDINGS) -> Recording:
     """The recording of that name: everybody's, not to be altered."""
-    folder = RECORDINGS / scenario
+    folder = folder / scenario
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     return Recording(events, yaml.safe_load((folder / "expected.yaml").read_text()))
 

@@ -9,13 +9,11 @@ import copy
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
-
 from nim_rollouts.clients.slim import slim
 from nim_rollouts.core.diagnosis import diagnose
 from nim_rollouts.core.verdicts import Subject, Verdict
 
-from .replay import RECORDINGS, load
+from .replay import OWN, load
 
 NOW = datetime(2026, 11, 23, 18, 0, tzinfo=UTC)
 NAME = "meta-llama3-8b-instruct"
@@ -23,16 +21,11 @@ IMAGE = "nvcr.io/nim/meta/llama-3.1-8b-instruct"
 CACHE, PIPELINE = Subject("NIMCache", NAME, "ns"), Subject("NIMPipeline", "rag", "ns")
 World = dict[str, list[dict[str, Any]]]
 
-ours = pytest.mark.skipif(
-    not (RECORDINGS / "service-ready").is_dir() or not (RECORDINGS / "cache-ready").is_dir(),
-    reason="made from our own recordings",
-)
-
 
 def at(scenario: str, t: float) -> World:
     """The objects as they were then, to be altered."""
     found: World = {}
-    for moment, objects in load(scenario).snapshots():
+    for moment, objects in load(scenario, OWN).snapshots():
         if moment > t:
             break
         found = objects

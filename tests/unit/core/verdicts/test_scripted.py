@@ -19,15 +19,12 @@ from .scripted import (
     crashed,
     layer,
     one,
-    ours,
     said,
     service,
     serving_pod,
     tell,
     waits,
 )
-
-pytestmark = ours
 
 
 class TestOperatorAway:

@@ -9,9 +9,7 @@ import pytest
 
 from nim_rollouts.core.verdicts import Subject
 
-from .scripted import CACHE, NAME, PIPELINE, World, at, judge, layer, one, ours, said, service, serving_pod, tell, waits
-
-pytestmark = ours
+from .scripted import CACHE, NAME, PIPELINE, World, at, judge, layer, one, said, service, serving_pod, tell, waits
 
 CLAIM = f"{NAME}-pvc"
 
