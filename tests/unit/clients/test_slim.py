@@ -17,7 +17,7 @@ from nim_rollouts.clients.access import ClusterAccess
 from nim_rollouts.clients.feed import Feed
 from nim_rollouts.clients.watch import Watch
 from nim_rollouts.core.diagnosis import diagnose
-from tests.unit.core.verdicts.replay import RECORDINGS, START, Recording, load, subject_of
+from tests.unit.core.verdicts.replay import OWN, RECORDINGS, START, Recording, load, subject_of
 from tests.unit.core.verdicts.test_variations import renamed, repods
 
 SCENARIOS = sorted(path.parent.name for path in RECORDINGS.glob("*/expected.yaml"))
@@ -132,7 +132,7 @@ async def test_who_comes_late_is_shown_the_same(scenario: str, variation: str, m
 
 
 def test_a_recorded_pod_becomes_small() -> None:
-    pods = [event["object"] for event in load("service-ready").events if event["object"]["kind"] == "Pod"]
+    pods = [event["object"] for event in load("service-ready", OWN).events if event["object"]["kind"] == "Pod"]
     whole, small = json.dumps(pods[-1]), json.dumps(slim.slim(copy.deepcopy(pods[-1])))
     assert len(small) < 0.75 * len(whole)
     assert '"env"' not in small and "podIP" not in small

@@ -19,7 +19,7 @@ import yaml
 from nim_rollouts.core.diagnosis import diagnose
 from nim_rollouts.core.verdicts import State, Verdict
 
-from .replay import RECORDINGS, START, Recording, load, verdicts
+from .replay import OWN, RECORDINGS, START, Recording, load, verdicts
 from .test_recordings import SLACK, agrees, agrees_at, phase_at
 
 SCENARIOS = sorted(folder.name for folder in RECORDINGS.iterdir() if (folder / "expected.yaml").is_file())
@@ -112,7 +112,7 @@ def test_another_run_is_judged_alike(scenario: str, change: str) -> None:
 
 
 def test_the_new_names_are_everywhere() -> None:
-    recording = renamed(load(SCENARIOS[-1]))
+    recording = renamed(load("service-ready", OWN))
     kinds = {
         one["object"]["kind"] for one in recording.events for n in [one["object"]["metadata"]["name"]] if "7b" in n
     }
