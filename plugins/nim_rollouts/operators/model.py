@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nim_rollouts.core.errors import WaitStuck
 from nim_rollouts.operators.base import Facts, Stage, StageOperator, now
+from nim_rollouts.operators.leftovers import clear_cache, clear_service
 from nim_rollouts.operators.platform import apply_and_say
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class ApplyCacheOperator(StageOperator):
             "applied": applied,
             "applied_at": now().isoformat(),
             "download": jobs.wake_download(session, stage.log.info),
+            "cleared": clear_cache(stage) if applied[0]["became"] != "created" else [],
         }
 
 
@@ -67,8 +69,10 @@ class ApplyServiceOperator(StageOperator):
         applied_at = now().isoformat()
         objects = [manifests.nim_service(context, deployment), manifests.stable_service(context, deployment)]
         applied = [apply_and_say(stage, obj) for obj in objects]
+        cleared = clear_service(stage) if applied[0]["became"] != "created" else []
         return {
             "applied": applied,
+            "cleared": cleared,
             "applied_at": applied_at,
             "replaced": replaced,
             "image_from": sorted({image_of(one) for one in standing}) or None,

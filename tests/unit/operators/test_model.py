@@ -130,6 +130,59 @@ def test_a_standing_service_of_the_same_spec_is_left_alone(world: World) -> None
     assert stage.first_intent()["standing"] == {}
 
 
+def owned_by(owner: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "ownerReferences": [{"kind": owner["kind"], "name": owner["metadata"]["name"], "uid": owner["metadata"]["uid"]}]
+    }
+
+
+def backing_off(world: World, name: str, metadata: dict[str, Any], words: str) -> dict[str, Any]:
+    state = {"waiting": {"reason": "ImagePullBackOff", "message": words}}
+    status = {"containerStatuses": [{"name": "c", "image": "i", "state": state}]}
+    spec = {"containers": [{"image": world.session().deployment.image.reference}]}
+    metadata = {"name": name, "namespace": world.session().names.namespace, **metadata}
+    return world.cluster.put({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status})
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "removed"),
+    [
+        ("401 Unauthorized", {}, True),
+        ("429 Too Many Requests", {}, False),
+        ("401 Unauthorized", {"state": "Ready", "pvc": "c"}, False),
+        ("ended", {}, True),
+    ],
+)
+def test_a_selection_pod_that_was_refused_is_tried_anew(
+    world: World, words: str, status: dict[str, Any], removed: bool
+) -> None:
+    """The remedy says: clear apply_secrets and what follows. Then the wait must not end at once on the old refusal."""
+    world.accepted()
+    names = world.session().names
+    ApplyCacheOperator(task_id="apply_cache").run(world.stage("apply_cache"))
+    cache = world.cluster.get("", "NIMCache", names.namespace, names.cache)
+    assert cache is not None
+    cache["status"] = status
+    pod = backing_off(world, names.selection_pod, owned_by(cache), f"unexpected status: {words}")
+    if words == "ended":
+        pod["status"] = {"phase": "Failed"}
+    facts = ApplyCacheOperator(task_id="apply_cache").run(world.stage("apply_cache", 2))
+    assert facts["cleared"] == ([f"Pod/{names.selection_pod}"] if removed else [])
+    assert (f"delete Pod/{names.selection_pod}" in world.cluster.log) is removed
+
+
+@pytest.mark.parametrize(("words", "removed"), [("403 Forbidden", True), ("503 Service Unavailable", False)])
+def test_a_services_pod_that_is_refused_is_tried_anew(world: World, words: str, removed: bool) -> None:
+    world.accepted()
+    service = world.session().names.service
+    ApplyServiceOperator(task_id="apply_service").run(world.stage("apply_service"))
+    backing_off(world, "pod-1", {"labels": {"app": service}}, f"unexpected status: {words}")
+    backing_off(world, "other", {"labels": {"app": f"{service}-2"}}, f"unexpected status: {words}")
+    facts = ApplyServiceOperator(task_id="apply_service").run(world.stage("apply_service", 2))
+    assert facts["cleared"] == (["Pod/pod-1"] if removed else [])
+    assert "delete Pod/other" not in world.cluster.log
+
+
 @pytest.mark.parametrize(
     ("state", "failed", "removed"), [("Ready", 1, True), ("Failed", 1, False), ("Ready", 0, False)]
 )
