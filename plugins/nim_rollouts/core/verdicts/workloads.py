@@ -45,5 +45,6 @@ def newest_of(
 def _newest(sets: list[Object]) -> list[Object]:
     """Those of the highest revision. (The Deployment's own mark is no help: the NIM operator wipes it with each update,
     and it comes back a moment later.)"""
-    revisions = [int(text) if (text := annotations_of(one).get(_REVISION, "")).isdigit() else 0 for one in sets]
+    marks = [str(annotations_of(one).get(_REVISION)) for one in sets]
+    revisions = [int(mark) if mark.isdigit() else 0 for mark in marks]
     return [one for one, revision in zip(sets, revisions, strict=True) if revision == max(revisions)]
