@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -36,9 +37,22 @@ def long_names(recording: Recording) -> Recording:
     return repods(renamed(recording, "-of-a-name-that-fills-all-that-a-label-may-hold"))
 
 
+def other_claims(recording: Recording) -> Recording:
+    """Claims whose names have nothing to do with their caches'."""
+    events = json.loads(
+        re.sub(r"\b([a-z0-9-]+)-pvc\b", lambda found: f"vol{len(found[1])}", json.dumps(recording.events))
+    )
+    for event in events:
+        obj = event["object"]
+        if obj["kind"] == "NIMCache":
+            obj["spec"]["storage"]["pvc"]["name"] = f"vol{len(obj['metadata']['name'])}"
+    return Recording(events, recording.expected)
+
+
 VARIATIONS: dict[str, Callable[[Recording], Recording]] = {
     "as recorded": lambda recording: recording,
     "long names": long_names,
+    "other claims": other_claims,
 }
 
 

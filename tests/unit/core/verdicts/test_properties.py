@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from nim_rollouts.core.diagnosis import diagnose
-from nim_rollouts.core.verdicts import State, Verdict
+from nim_rollouts.core.spent import Part
+from nim_rollouts.core.verdicts import VERDICTS, State, Subject, Verdict
 
 from .replay import RECORDINGS, START, Recording, load, subject_of, verdicts
 from .test_variations import SCENARIOS, problems, renamed, without
@@ -189,6 +190,37 @@ def test_a_field_that_is_missing_everywhere_is_no_error(field: str, value: str) 
                 verdict = wanted.judge(bare, START + timedelta(seconds=t))
                 assert verdict.reason and verdict.message
                 assert diagnose(kind, name, verdict, bare, START + timedelta(seconds=t)).line
+
+
+def thinned(chance: random.Random, found: Any, part: float, depth: int = 0) -> Any:
+    """Without a part of the fields, or with null in their place; kinds and names stay."""
+    if isinstance(found, list):
+        return [thinned(chance, one, part, depth + 1) for one in found]
+    if not isinstance(found, dict):
+        return found
+    kept = {}
+    for key, one in found.items():
+        if not depth or key in ("name", "kind", "metadata") or chance.random() > part:
+            kept[key] = thinned(chance, one, part, depth + 1)
+        elif chance.random() < 0.5:
+            kept[key] = None
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_fields_that_are_missing_here_and_there_are_no_error(seed: int) -> None:
+    chance = random.Random(seed)
+    recording = load(chance.choice(SCENARIOS))
+    for t, objects in chance.sample(list(recording.snapshots()), 10):
+        part, now = chance.choice([0.05, 0.3]), START + timedelta(seconds=t)
+        bare = {kind: [thinned(chance, one, part) for one in found] for kind, found in objects.items()}
+        names = [(one["kind"], one["metadata"]["name"]) for found in objects.values() for one in found]
+        for kind, name in names:
+            for absent in (False, True) if kind in (*VERDICTS, "NIMService") else (True,):
+                subject = Subject(kind, name, "ns", image="r:t", absent=absent)
+                verdict = subject.judge(bare, now)
+                assert verdict.in_words and verdict.overdue().message
+                assert diagnose(kind, name, verdict, bare, now, budget=[Part("node launch", 3)]).line
 
 
 def test_the_recordings_are_there() -> None:
