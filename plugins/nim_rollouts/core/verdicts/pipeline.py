@@ -127,22 +127,27 @@ def _behind(objects: Snapshot, pipeline: Object, asked: list[Mapping[str, Any]])
 
 
 def _difference(asked: Any, found: Any, path: str) -> str | None:
-    """Where a service differs from what is asked. The operator adds defaults and drops what is empty, so only what
-    both have counts, and what is asked for and missing only where it is no map."""
+    """Where a service differs from what is asked. The operator adds defaults and drops what is empty (false and zero
+    are empty to it), so only what is asked for counts, and what is missing only where something was."""
     if isinstance(asked, Mapping) and isinstance(found, Mapping):
         for key, value in asked.items():
             if value in (None, "", {}, []):
                 continue
-            if key in found:
+            if found.get(key) is not None:
                 differs = _difference(value, found[key], f"{path}.{key}")
             else:
-                differs = None if isinstance(value, Mapping) else f"{path}.{key} is missing"
+                differs = f"{path}.{key} is missing" if _says_something(value) else None
             if differs is not None:
                 return differs
         return None
     if isinstance(asked, list) and isinstance(found, list):
         return _list_difference(asked, found, path)
     return None if _same(asked, found) else f"{path} is {found}, asked is {asked}"
+
+
+def _says_something(value: Any) -> bool:
+    """False for what Go's `omitempty` leaves out, and for maps of nothing else."""
+    return any(_says_something(one) for one in value.values()) if isinstance(value, Mapping) else bool(value)
 
 
 def _list_difference(asked: list[Any], found: list[Any], path: str) -> str | None:
