@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import StartTriggerArgs
 
 from nim_rollouts.core.errors import (
+    NeedsHumanError,
     NimRolloutsError,
     PermanentError,
     Superseded,
     TransientError,
     WaitFailed,
     WaitStuck,
+    error_classes,
     is_retryable,
     one_line,
 )
@@ -263,9 +265,12 @@ def _applied_job(stage: Stage) -> str | None:
 def _told(event: Mapping[str, Any]) -> Exception:
     """The trigger's error as one of ours."""
     facts = event["error"]
+    said = next((cls for cls in error_classes() if cls.__name__ == facts.get("error")), None)
     kind: type[NimRolloutsError] = PermanentError if event.get("final") else TransientError
-    if facts.get("error") == Superseded.__name__:
+    if said is Superseded:
         kind = Superseded
+    elif said is not None and issubclass(said, NeedsHumanError):
+        kind = NeedsHumanError
     return kind(facts["message"], hint=facts.get("hint") or "", reason=facts["reason"], layer=facts["layer"])
 
 
