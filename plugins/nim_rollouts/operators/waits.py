@@ -24,13 +24,15 @@ from nim_rollouts.core.errors import (
     one_line,
 )
 from nim_rollouts.operators.base import RESULT, Facts, Stage, StageOperator
-from nim_rollouts.operators.explain import explain
+from nim_rollouts.operators.explain import explain, profiles_offered
 
 if TYPE_CHECKING:
     from nim_rollouts.core.verdicts import Snapshot, Subject, Verdict
     from nim_rollouts.triggers.plans import Plan
     from nim_rollouts.triggers.watching import Outcome
 
+# How many of an image's profiles the last line has room for; the record has all.
+_OFFERS = 6
 TRIGGER = "nim_rollouts.triggers.wait.WaitTrigger"
 # The wait has a deadline of its own, with a reason; this one, above all that budgets can add up to, only ends a wait
 # whose trigger is lost.
@@ -177,6 +179,9 @@ class WaitOperator(StageOperator):
             failure = WaitStuck if str(verdict.overdue().state) == "stuck" else WaitFailed
             error = failure.explained(subject.ref, verdict, why, None if final else plan.deadline_s)
             error.diagnosis = {**why.to_dict(), "timeline": told.timeline}
+            if verdict.reason == "no-matching-profile" and (offers := profiles_offered(stage)):
+                error.diagnosis["offers"] = offers
+                error.hint += f". It offers {'; '.join(offers[:_OFFERS])}" + ("; ..." if offers[_OFFERS:] else "")
             raise error
         # What was final a moment ago is not: one look is no verdict, so the wait begins again.
         raise TransientError(
