@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nim_rollouts.core.errors import LedgerError, NimRolloutsError, PermanentError, RolloutRejected, is_retryable
-from nim_rollouts.operators.base import ERROR, INTENT, Facts, Stage, StageOperator
+from nim_rollouts.operators.base import ERROR, INTENT, RESULT, Facts, Stage, StageOperator
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.ledger import Record
 
 DECISION = "decision"
+# Of the gate and of the smoke test: the way to the pods was broken, and stayed so over all tries.
+_UNMEASURED = ("gate-unmeasured", "tunnel-failed", "port-forward-failed", "cluster-unavailable")
 PROMOTED, REJECTED, FAILED = "promoted", "rejected", "failed"
 
 
@@ -81,9 +83,8 @@ class RejectOperator(StageOperator):
         facts: Facts = {"decision": REJECTED, "cache": "kept", "service": "never applied", "removed": []}
         if intent is None:
             return facts
-        judged = ledger.read("judge", ERROR) or {}
-        if judged.get("reason") == "benchmark-inconclusive":
-            stage.log.info("the benchmark was inconclusive, which is for a person to settle: the service stays")
+        if unsettled := self._unsettled(ledger.records()):
+            stage.log.info("%s, which is for a person to settle: the service stays", unsettled)
             return facts | {"service": "kept"}
         if stage.session.deployment.on_first_failure == "keep":
             stage.log.info("on_first_failure is keep: the service stays for a look")
@@ -93,6 +94,20 @@ class RejectOperator(StageOperator):
             stage.log.info("NIMService %s stood before this run: it stays", intent["name"])
             return facts | {"service": "stood before"}
         return facts | {"service": "removed", "removed": self._remove(stage)}
+
+    @staticmethod
+    def _unsettled(records: list[Record]) -> str | None:
+        """Where it was not the measure that was bad: nothing is known against the service."""
+        last = {
+            one.stage: one for one in sorted(records, key=lambda one: one.try_number) if one.kind in (ERROR, RESULT)
+        }
+        reasons = {stage: one.facts.get("reason") for stage, one in last.items() if one.kind == ERROR}
+        if reasons.get("judge") == "benchmark-inconclusive":
+            return "the benchmark was inconclusive"
+        for stage in ("gate", "smoke_test"):
+            if reasons.get(stage) in _UNMEASURED:
+                return f"{stage} could not ask the model ({reasons[stage]})"
+        return None
 
     @staticmethod
     def _first(stage: Stage) -> Facts:

@@ -70,3 +70,19 @@ def _nodes(stage: Stage) -> list[str]:
         and event.get("type") == "Warning"
     ]
     return list(dict.fromkeys(text for _, text in sorted(told)))[-3:]
+
+
+def profiles_offered(stage: Stage) -> list[str]:
+    """What the image has instead of the profile that was asked for; empty where it cannot be had."""
+    from nim_rollouts.core.offers import offered
+
+    names = stage.session.names
+    try:
+        kept = stage.session.cluster.get("v1", "ConfigMap", names.namespace, f"{names.cache}-manifest")
+    except Exception as error:
+        stage.log.info("the image's profiles cannot be read: %s", one_line(error))
+        return []
+    found = [line for text in ((kept or {}).get("data") or {}).values() for line in offered(str(text))]
+    for line in found:
+        stage.log.info("the image offers %s", line)
+    return found

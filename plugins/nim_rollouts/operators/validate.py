@@ -235,7 +235,8 @@ class Problems:
         if len(final or self.found) == 1:
             raise (final or self.found)[0]
         if not final:
-            raise self.found[0]
+            # Of several that do not answer, the one that asks for the longest patience.
+            raise max(self.found, key=lambda error: getattr(error, "retry_after_s", None) or 0.0)
         texts = [f"{error.message}. {error.hint}".strip() for error in final]
         raise SpecError(
             f"{len(texts)} problems: " + " | ".join(texts),

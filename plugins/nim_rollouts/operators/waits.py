@@ -13,23 +13,27 @@ from airflow.triggers.base import StartTriggerArgs
 
 from nim_rollouts.core.errors import (
     ClusterUnavailable,
+    NeedsHumanError,
     NimRolloutsError,
     PermanentError,
     Superseded,
     TransientError,
     WaitFailed,
     WaitStuck,
+    error_classes,
     is_retryable,
     one_line,
 )
 from nim_rollouts.operators.base import RESULT, Facts, Stage, StageOperator
-from nim_rollouts.operators.explain import explain
+from nim_rollouts.operators.explain import explain, profiles_offered
 
 if TYPE_CHECKING:
     from nim_rollouts.core.verdicts import Snapshot, Subject, Verdict
     from nim_rollouts.triggers.plans import Plan
     from nim_rollouts.triggers.watching import Outcome
 
+# How many of an image's profiles the last line has room for; the record has all.
+_OFFERS = 6
 TRIGGER = "nim_rollouts.triggers.wait.WaitTrigger"
 # The wait has a deadline of its own, with a reason; this one, above all that budgets can add up to, only ends a wait
 # whose trigger is lost.
@@ -182,6 +186,9 @@ class WaitOperator(StageOperator):
             failure = WaitStuck if str(verdict.overdue().state) == "stuck" else WaitFailed
             error = failure.explained(subject.ref, verdict, why, None if final else plan.deadline_s)
             error.diagnosis = {**why.to_dict(), "timeline": told.timeline}
+            if verdict.reason == "no-matching-profile" and (offers := profiles_offered(stage)):
+                error.diagnosis["offers"] = offers
+                error.hint += f". It offers {'; '.join(offers[:_OFFERS])}" + ("; ..." if offers[_OFFERS:] else "")
             raise error
         # What was final a moment ago is not: one look is no verdict, so the wait begins again.
         raise TransientError(
@@ -270,9 +277,12 @@ def _applied_job(stage: Stage) -> str | None:
 def _told(event: Mapping[str, Any]) -> Exception:
     """The trigger's error as one of ours."""
     facts = event["error"]
+    said = next((cls for cls in error_classes() if cls.__name__ == facts.get("error")), None)
     kind: type[NimRolloutsError] = PermanentError if event.get("final") else TransientError
-    if facts.get("error") == Superseded.__name__:
+    if said is Superseded:
         kind = Superseded
+    elif said is not None and issubclass(said, NeedsHumanError):
+        kind = NeedsHumanError
     return kind(facts["message"], hint=facts.get("hint") or "", reason=facts["reason"], layer=facts["layer"])
 
 

@@ -181,6 +181,25 @@ def test_an_inconclusive_benchmark_is_left_for_a_person(applied: World) -> None:
     assert reject(applied)["service"] == "kept"
 
 
+@pytest.mark.parametrize("stage", ["gate", "smoke_test"])
+@pytest.mark.parametrize(
+    ("reason", "service"), [("gate-unmeasured", "kept"), ("cluster-unavailable", "kept"), ("unsteady", "removed")]
+)
+def test_what_could_not_be_measured_is_not_taken_away(applied: World, stage: str, reason: str, service: str) -> None:
+    ledger = applied.session().ledger
+    ledger.record(stage, 1, "error", {"reason": "cluster-unavailable"})
+    ledger.record(stage, 2, "error", {"reason": reason})
+    assert reject(applied)["service"] == service
+
+
+def test_what_was_measured_in_the_end_counts(applied: World) -> None:
+    ledger = applied.session().ledger
+    ledger.record("gate", 1, "error", {"reason": "gate-unmeasured"})
+    ledger.record("gate", 2, "result", {"pods": []})
+    ledger.record("judge", 1, "error", {"reason": "slo-missed"})
+    assert reject(applied)["service"] == "removed"
+
+
 @pytest.mark.parametrize("accepted", [True, False])
 def test_where_nothing_was_applied_there_is_nothing_to_reject(world: World, accepted: bool) -> None:
     if accepted:

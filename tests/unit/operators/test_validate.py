@@ -266,3 +266,13 @@ def test_a_teardown_of_the_platform_claims_all_of_it(world: World, monkeypatch: 
     assert facts["deployments"]["retired"] == 2, "one whose file is gone is claimed too"
     assert DEPLOYMENT in facts["deployments"]
     assert claims.held_by(store, claims.environment_scope(ENVIRONMENT)) is not None
+
+
+def test_of_several_that_do_not_answer_the_most_patient_one_is_told() -> None:
+    """So that a Retry-After is honoured whichever of the two images met it."""
+    problems = Problems()
+    for error in (NgcUnavailable("away"), NgcUnavailable("slow down", retry_after_s=42)):
+        problems.add(error)
+    with pytest.raises(NgcUnavailable) as told:
+        problems.refuse(logging.getLogger("test"))
+    assert told.value.retry_after_s == 42

@@ -290,3 +290,29 @@ def test_the_record_of_an_earlier_job_says_nothing_of_a_later_one(
 def test_subjects_of_a_plan_survive_the_way_through_airflow(loading: World) -> None:  # noqa: F811
     for subject in plan_for("wait_cache", loading.session()).subjects:
         assert Subject.from_dict(json.loads(json.dumps(subject.to_dict()))) == subject
+
+
+def test_where_no_profile_fits_those_that_there_are_are_named(
+    loading: World,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = loading.session().names
+    loading.cluster.objects.pop(("Job", names.namespace, names.cache_job))
+    reason = "no profiles are selected for caching"
+    failed = {"type": "NIM_CACHE_RECONCILE_FAILED", "status": "True", "message": reason}
+    cache = loading.cluster.get("", "NIMCache", names.namespace, names.cache)
+    cache["status"] = {"state": "NotReady", "conditions": [failed]}
+    manifest = "one: {tags: {gpu: L40S, precision: fp8, tp: '1'}}"
+    loading.cluster.put(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": f"{names.cache}-manifest", "namespace": names.namespace},
+            "data": {"model_manifest.yaml": manifest},
+        }
+    )
+    with pytest.raises(WaitFailed) as told_so:
+        finish(loading, WaitCacheOperator(task_id="wait_cache"), told(loading, "wait_cache"), monkeypatch)
+    assert told_so.value.reason == "no-matching-profile"
+    assert told_so.value.hint.endswith("It offers precision=fp8 gpu=L40S tp=1")
+    assert loading.session().facts("wait_cache", "error")["diagnosis"]["offers"] == ["precision=fp8 gpu=L40S tp=1"]

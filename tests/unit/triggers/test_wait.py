@@ -12,6 +12,7 @@ from nim_rollouts.clients.rest import ApiRefusal
 from nim_rollouts.core.errors import (
     ClusterMissing,
     ClusterUnavailable,
+    NeedsHumanError,
     PermanentError,
     StoreUnavailable,
     Superseded,
@@ -243,7 +244,12 @@ def test_a_cleared_wait_finds_the_record_when_the_job_is_gone(waiting: World, mo
 
 @pytest.mark.parametrize(
     ("error", "final", "kind"),
-    [("Superseded", True, Superseded), ("ClusterMissing", True, PermanentError), ("OSError", False, TransientError)],
+    [
+        ("Superseded", True, Superseded),
+        ("ClusterMissing", True, PermanentError),
+        ("AccessDenied", True, NeedsHumanError),
+        ("OSError", False, TransientError),
+    ],
 )
 def test_the_triggers_error_is_the_tasks(
     waiting: World, monkeypatch: pytest.MonkeyPatch, error: str, final: bool, kind: type
