@@ -80,21 +80,24 @@ class WaitOperator(StageOperator):
         try:
             return self.perform(context, lambda stage: self._conclude(stage, event or {}))
         except Exception as error:
-            self._after(context, error)
+            self._after(context, event or {}, error)
             raise
 
-    def _after(self, context: Any, error: Exception) -> None:
-        """A wait that begins again goes on with its deadline; one that gives up leaves no Job behind."""
+    def _after(self, context: Any, event: Mapping[str, Any], error: Exception) -> None:
+        """A wait that begins again goes on with its deadline, unless that has passed unseen; one that gives up leaves
+        no Job behind."""
         from nim_rollouts.hooks import jobs
         from nim_rollouts.hooks.session import Session
         from nim_rollouts.triggers.wait import carry_on
+        from nim_rollouts.triggers.watching import Outcome
 
         ti = context["ti"]
         last = getattr(ti, "max_tries", None)
         try:
             session = Session(self.environment, self.deployment, self.run_id)
             if is_retryable(error) and (last is None or ti.try_number <= last):
-                carry_on(session, self.task_id, ti.try_number)
+                if not ("verdicts" in event and Outcome.from_dict(event).is_unseen):
+                    carry_on(session, self.task_id, ti.try_number)
             elif self.stops_job:
                 jobs.stop(self.task_id, session, self.log.info)
         except Exception as lost:  # what the wait itself ended with matters more

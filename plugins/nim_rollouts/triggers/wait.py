@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -41,6 +41,8 @@ STARTED = "started"
 # A retry follows within the longest delay that the policy grants. What comes later was cleared by somebody.
 _CARRIED_S = 1800.0
 _NEW_S = 5.0
+# Whatever its deadline, a wait that begins or goes on has so many seconds to look.
+_LEAST_S = 60.0
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 # A triggerer gives a killed trigger 30 s for its last words.
@@ -99,7 +101,7 @@ class WaitTrigger(BaseTrigger):
                 outcome = Outcome([])
             else:
                 self._say_deadline(plan, started)
-                outcome = await watch_until(access, plan, started=started, say=self.log.info)
+                outcome = await watch_until(access, plan, started=_in_time(plan, started), say=self.log.info)
         except Exception as error:
             # Airflow would fail the task without a word of why; so it is told, recorded and tried again as any other.
             self.log.error("the wait broke: %s", one_line(error), exc_info=not isinstance(error, NimRolloutsError))
@@ -206,6 +208,13 @@ class WaitTrigger(BaseTrigger):
             return
         self.log.info("the task was ended by a user")
         jobs.stop(self.stage, self._session(), self.log.info)
+
+
+def _in_time(plan: Plan, started: datetime) -> datetime:
+    """The wait's start, or so late a one that there is time to look: the deadline of a retry, or of a wait whose
+    triggerer was away, may be over, and nothing was seen since."""
+    least = min(_LEAST_S, plan.deadline_s)
+    return max(started, datetime.now(UTC) - timedelta(seconds=plan.deadline_s - least))
 
 
 def carry_on(session: Session, stage: str, number: int) -> None:

@@ -68,6 +68,46 @@ def test_a_retry_goes_on_with_the_deadline(waiting: World, monkeypatch: pytest.M
     assert started(2) == first, "nor does a triggerer that restarts meanwhile begin it anew"
 
 
+async def test_a_deadline_that_is_over_leaves_time_to_look(
+    waiting: World,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a retry, and of a triggerer that was away for long."""
+    seen: list[datetime] = []
+
+    async def watch(access: Any, plan: Any, *, started: datetime, say: Any) -> Outcome:
+        seen.append(started + timedelta(seconds=plan.deadline_s))
+        return Outcome([])
+
+    monkeypatch.setattr("nim_rollouts.triggers.watching.watch_until", watch)
+    long_ago = datetime.now(UTC) - timedelta(days=1)
+    waiting.session().ledger.record("wait_benchmark", 1, wait.STARTED, {"started_at": long_ago.isoformat()})
+    answer = await event(trigger())
+    assert 50 < (seen[0] - datetime.now(UTC)).total_seconds() <= 60
+    assert answer["waited_s"] > 86_000, "what is told is the whole"
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_time_in_which_the_cluster_was_away_is_not_carried_over(
+    waiting: World,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    answers: bool,
+) -> None:
+    first = started(1)
+    benchmark(waiting)
+    away = told(waiting, "wait_benchmark", overdue=not answers)
+    if answers:
+        waiting.cluster.objects.clear()
+        benchmark(waiting, "Complete")
+        away = told(waiting, "wait_benchmark")
+        benchmark(waiting)
+    else:
+        away["verdicts"][0]["verdict"] |= {"state": "progressing", "reason": "cluster-unavailable"}
+    with pytest.raises(TransientError):
+        finish(waiting, WaitBenchmarkOperator(task_id="wait_benchmark"), away, monkeypatch)
+    assert (started(2) == first) is answers
+
+
 def test_a_cleared_wait_has_all_of_its_time(waiting: World, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     first = started(1)
     benchmark(waiting, "Failed")
@@ -290,29 +330,3 @@ def test_the_record_of_an_earlier_job_says_nothing_of_a_later_one(
 def test_subjects_of_a_plan_survive_the_way_through_airflow(loading: World) -> None:  # noqa: F811
     for subject in plan_for("wait_cache", loading.session()).subjects:
         assert Subject.from_dict(json.loads(json.dumps(subject.to_dict()))) == subject
-
-
-def test_where_no_profile_fits_those_that_there_are_are_named(
-    loading: World,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    names = loading.session().names
-    loading.cluster.objects.pop(("Job", names.namespace, names.cache_job))
-    reason = "no profiles are selected for caching"
-    failed = {"type": "NIM_CACHE_RECONCILE_FAILED", "status": "True", "message": reason}
-    cache = loading.cluster.get("", "NIMCache", names.namespace, names.cache)
-    cache["status"] = {"state": "NotReady", "conditions": [failed]}
-    manifest = "one: {tags: {gpu: L40S, precision: fp8, tp: '1'}}"
-    loading.cluster.put(
-        {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": f"{names.cache}-manifest", "namespace": names.namespace},
-            "data": {"model_manifest.yaml": manifest},
-        }
-    )
-    with pytest.raises(WaitFailed) as told_so:
-        finish(loading, WaitCacheOperator(task_id="wait_cache"), told(loading, "wait_cache"), monkeypatch)
-    assert told_so.value.reason == "no-matching-profile"
-    assert told_so.value.hint.endswith("It offers precision=fp8 gpu=L40S tp=1")
-    assert loading.session().facts("wait_cache", "error")["diagnosis"]["offers"] == ["precision=fp8 gpu=L40S tp=1"]

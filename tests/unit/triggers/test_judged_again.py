@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from nim_rollouts.core.errors import Superseded, TransientError, WaitFailed
-from nim_rollouts.operators.waits import WaitServiceOperator
+from nim_rollouts.operators.waits import WaitCacheOperator, WaitServiceOperator
 from tests.unit.operators.conftest import World
+from tests.unit.operators.test_jobs import loading  # noqa: F401
 from tests.unit.triggers.test_end_of_a_wait import finish, told
 
 
@@ -117,3 +118,29 @@ def test_a_service_that_was_deleted_meanwhile_fails(
     with pytest.raises(WaitFailed) as failed:
         wait_service(world, healthy, monkeypatch)
     assert failed.value.reason == "deleted"
+
+
+def test_where_no_profile_fits_those_that_there_are_are_named(
+    loading: World,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = loading.session().names
+    loading.cluster.objects.pop(("Job", names.namespace, names.cache_job))
+    reason = "no profiles are selected for caching"
+    failed = {"type": "NIM_CACHE_RECONCILE_FAILED", "status": "True", "message": reason}
+    cache = loading.cluster.get("", "NIMCache", names.namespace, names.cache)
+    cache["status"] = {"state": "NotReady", "conditions": [failed]}
+    manifest = "one: {tags: {gpu: L40S, precision: fp8, tp: '1'}}"
+    loading.cluster.put(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": f"{names.cache}-manifest", "namespace": names.namespace},
+            "data": {"model_manifest.yaml": manifest},
+        }
+    )
+    with pytest.raises(WaitFailed) as told_so:
+        finish(loading, WaitCacheOperator(task_id="wait_cache"), told(loading, "wait_cache"), monkeypatch)
+    assert told_so.value.reason == "no-matching-profile"
+    assert told_so.value.hint.endswith("It offers precision=fp8 gpu=L40S tp=1")
+    assert loading.session().facts("wait_cache", "error")["diagnosis"]["offers"] == ["precision=fp8 gpu=L40S tp=1"]
