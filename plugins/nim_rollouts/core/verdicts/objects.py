@@ -112,8 +112,9 @@ def events_of(objects: Snapshot, obj: Object) -> Iterator[Object]:
 
 def moment_of(event: Object, *, first: bool = False) -> str:
     """When an Event happened last, or first, as the API server writes it: such texts sort as their times do."""
-    times = ("firstTimestamp", "eventTime") if first else ("lastTimestamp", "eventTime")
-    said = next((event[time] for time in times if event.get(time)), None)
+    series = event.get("series") or {}
+    began, last = event.get("firstTimestamp"), event.get("lastTimestamp") or series.get("lastObservedTime")
+    said = (began if first else last) or event.get("eventTime")
     return str(said or event["metadata"].get("creationTimestamp") or "")
 
 

@@ -15,6 +15,7 @@ import pytest
 from nim_rollouts.core.diagnosis import diagnose
 from nim_rollouts.core.spent import Part
 from nim_rollouts.core.verdicts import VERDICTS, State, Subject, Verdict
+from nim_rollouts.core.verdicts.objects import moment_of, times_seen
 
 from .replay import RECORDINGS, START, Recording, load, subject_of, verdicts
 from .test_variations import SCENARIOS, problems, renamed, without
@@ -221,6 +222,20 @@ def test_fields_that_are_missing_here_and_there_are_no_error(seed: int) -> None:
                 verdict = subject.judge(bare, now)
                 assert verdict.in_words and verdict.overdue().message
                 assert diagnose(kind, name, verdict, bare, now, budget=[Part("node launch", 3)]).line
+
+
+@pytest.mark.parametrize(
+    ("event", "last", "first", "times"),
+    [
+        ({"firstTimestamp": "1", "lastTimestamp": "3", "count": 4, "eventTime": None}, "3", "1", 4),
+        ({"eventTime": "1", "series": {"count": 5, "lastObservedTime": "3"}}, "3", "1", 5),
+        ({"eventTime": "1", "series": None, "count": None}, "1", "1", 1),
+        ({"metadata": {"creationTimestamp": "0"}}, "0", "0", 1),
+    ],
+)
+def test_when_and_how_often_an_event_happened(event: dict[str, Any], last: str, first: str, times: int) -> None:
+    event = {"metadata": {}, **event}
+    assert (moment_of(event), moment_of(event, first=True), times_seen(event)) == (last, first, times)
 
 
 def test_the_recordings_are_there() -> None:
