@@ -11,7 +11,7 @@ umask 077
 work=$(cd "${1:?usage: by_hand.sh WORK}" && pwd)
 manifests=$work/manifests
 step=start forward=
-export TF_IN_AUTOMATION=1 CHECKPOINT_DISABLE=1 TF_DATA_DIR=$work/terraform
+export TF_IN_AUTOMATION=1 TF_CLI_ARGS=-no-color CHECKPOINT_DISABLE=1 TF_DATA_DIR=$work/terraform
 
 begin() {
     step=$1

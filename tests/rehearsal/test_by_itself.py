@@ -1,10 +1,14 @@
-"""The rehearsal without Airflow: what a person does by hand with terraform, Helm and two manifests works."""
+"""The rehearsal without Airflow: what a person does by hand with terraform, Helm and two manifests works.
+
+The person is bench-overhead's script.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,15 +19,15 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.overhead.ground import prepare, run_script
 from nim_rollouts.clients.include import Include
 from nim_rollouts.clients.terraform import Terraform
-from nim_rollouts.core import manifests, report
-from nim_rollouts.core.names import names_for
+from nim_rollouts.core import report
 from rehearsal import config, supervisor
 from rehearsal.aws.environment import environment as aws_environment
 from rehearsal.aws.inventory import inventory
 from rehearsal.config import Rehearsal
-from rehearsal.kube import Kube, NotFound, Obj, path, path_of
+from rehearsal.kube import Kube, NotFound, Obj, path_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -57,44 +61,23 @@ async def state_of(kube: Kube, kind: str) -> str:
     return str(obj.get("status", {}).get("state", ""))
 
 
-async def ensure(kube: Kube, objects: list[Obj]) -> None:
-    for obj in objects:
-        await kube.patch(path(obj), obj, kind="apply", field_manager="kubectl")
-
-
 def test_terraform_helm_and_two_manifests_lead_to_a_measured_service(bare: Rehearsal, tmp_path: Path) -> None:
     include = Include()
     environment, deployment = include.environment("rehearsal"), include.deployment(NAME)
     before = inventory(bare)
+    work = tmp_path / "by-hand"
+    run_script(work, prepare(bare, work, environment, deployment), 480)
+    planned = re.search(r"Plan: (\d+) to add, \d+ to change, (\d+) to destroy", (work / "by_hand.log").read_text())
+    assert planned and int(planned[1]) > 20 and int(planned[2]) == 0
     env = {**os.environ, **aws_environment(bare.url("aws"))}
     terraform = Terraform(include.path(environment.terraform.root), tmp_path / "tf", env)
     state = environment.terraform.state
     terraform.init({"bucket": state.bucket, "key": state.key, "region": environment.region, "use_lockfile": True})
-    plan = terraform.plan(environment.terraform.variables)
-    assert plan.add > 20 and plan.destroy == 0
-    terraform.apply()
-    outputs = terraform.output()
-    assert "aws eks update-kubeconfig" in outputs["configure_kubectl"]
-
-    chart = str(ROOT / "rehearsal" / "charts" / "k8s-nim-operator")
-    helm = [str(bare.helm), "upgrade", "--install", "nim-operator", chart, "-n", "nim-operator", "--create-namespace"]
-    subprocess.run([*helm, "--wait"], env={**env, "KUBECONFIG": str(bare.kubeconfig)}, check=True, timeout=120)
-
-    context = manifests.Context(
-        include.templates(), names_for(deployment, "by-hand"), NAME, "rehearsal", "by-hand", generation=1
-    )
-    key = bare.ngc_key_file.read_text()
-    file_system = outputs["efs_file_system_id"]
-    basics = [
-        manifests.namespace(context),
-        manifests.storage_class(include.templates(), environment, file_system),
-        *manifests.secrets(context, key),
-    ]
-    blueprint = list(yaml.safe_load_all((ROOT / "tests/rehearsal/blueprint.yaml").read_text()))
-    asyncio.run(_roll_out(bare, basics, blueprint))
-    measured = asyncio.run(_benchmark(bare, manifests.benchmark(context, deployment, include.benchmark_files())))
+    assert "aws eks update-kubeconfig" in terraform.output()["configure_kubectl"]
+    asyncio.run(_serves(bare))
+    measured = report.parse_report(report.extract_report((work / "report.log").read_text()))
     assert (measured.done, measured.errors) == (100, 0)
-    asyncio.run(_remove(bare, blueprint))
+    asyncio.run(_remove(bare))
 
     terraform.destroy(environment.terraform.variables)
     assert terraform.state_list() == []
@@ -102,15 +85,10 @@ def test_terraform_helm_and_two_manifests_lead_to_a_measured_service(bare: Rehea
     assert after == before, "terraform destroy left something behind"
 
 
-async def _roll_out(r: Rehearsal, basics: list[Obj], blueprint: list[Obj]) -> None:
+async def _serves(r: Rehearsal) -> None:
     async with Kube.from_rehearsal(r) as kube:
-        await ensure(kube, basics + blueprint)
         for kind in ("NIMCache", "NIMService"):
-
-            async def ready(kind: str = kind) -> bool:
-                return await state_of(kube, kind) == "Ready"
-
-            await until(ready, f"{kind} Ready")
+            assert await state_of(kube, kind) == "Ready"
         pods = await kube.list(f"/api/v1/namespaces/{NAMESPACE}/pods", label_selector=f"app={NAME}")
         nodes = {n["metadata"]["name"]: n for n in await kube.list("/api/v1/nodes")}
         node = nodes[pods[0]["spec"]["nodeName"]]
@@ -118,28 +96,10 @@ async def _roll_out(r: Rehearsal, basics: list[Obj], blueprint: list[Obj]) -> No
         assert node["metadata"]["labels"]["instanceType"] == "g5-gpu-karpenter"
 
 
-async def _benchmark(r: Rehearsal, objects: list[Obj]) -> report.BenchmarkReport:
-    job = objects[-1]
-    # The person's NIMService carries the plain name, so its own Service is the one that clients use.
+async def _remove(r: Rehearsal) -> None:
     async with Kube.from_rehearsal(r) as kube:
-        await ensure(kube, objects)
-
-        async def ended() -> list[Obj]:
-            conditions = (await kube.get(path(job))).get("status", {}).get("conditions") or []
-            return [c for c in conditions if c["type"] in ("Complete", "Failed") and c["status"] == "True"]
-
-        conditions = await until(ended, "the benchmark Job's end", 180)
-        name = job["metadata"]["name"]
-        pods = await kube.list(f"/api/v1/namespaces/{NAMESPACE}/pods", label_selector=f"job-name={name}")
-        log = await kube.text(path(pods[0], "log"))
-        assert conditions[0]["type"] == "Complete", log[-2000:]
-    return report.parse_report(report.extract_report(log))
-
-
-async def _remove(r: Rehearsal, blueprint: list[Obj]) -> None:
-    async with Kube.from_rehearsal(r) as kube:
-        for obj in reversed(blueprint):
-            await kube.delete(path(obj))
+        for kind in ("NIMService", "NIMCache"):
+            await kube.delete(path_of("apps.nvidia.com/v1alpha1", kind, NAMESPACE, NAME))
 
         async def gone() -> bool:
             left = [await kube.list(path_of("apps.nvidia.com/v1alpha1", k)) for k in ("NIMCache", "NIMService")]
