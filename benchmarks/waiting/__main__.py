@@ -183,6 +183,7 @@ def measure(side: str, plane: Plane, folder: Path, options: argparse.Namespace) 
     given = {
         "side": side, "names": names, "namespace": NAMESPACE, "image": kinds.image, "endpoint": plane.access.endpoint,
         "ca": plane.access.ca_pem, "token": plane.r.admin_token, "kubeconfig": kubeconfig(plane, folder),
+        "begin_rate": options.begin_rate,
     }  # fmt: skip
     first = requests(writer)
     triggerer = Triggerer(folder / side, given)
@@ -294,7 +295,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench-waiting ARGS=...", description=__doc__)
     parser.add_argument("--waits", type=int, default=1000)
     parser.add_argument("--window", type=float, default=60.0, help="seconds over which requests are counted")
-    parser.add_argument("--rate", type=float, default=20.0, help="waits ended a second")
+    parser.add_argument("--begin-rate", type=float, default=25.0, help="waits begun a second")
+    parser.add_argument("--rate", type=float, default=25.0, help="waits ended a second")
     parser.add_argument("--patience", type=float, default=120.0, help="seconds for the last ones to fire")
     parser.add_argument("--idle", type=float, default=30.0, help="seconds over which the API server is looked at alone")
     parser.add_argument("--side", choices=SIDES, action="append", help="only these sides")

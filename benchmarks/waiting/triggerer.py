@@ -58,17 +58,19 @@ class Runner(TriggerRunner):
 
 
 class Supervisor(TriggerRunnerSupervisor):
-    """Airflow's supervisor. Its triggers are the spec's: the first with the probe, the others once `go` is there."""
+    """Airflow's supervisor. Its triggers are the spec's: the first with the probe, the others after `go` is there, so
+    many a second."""
 
     @classmethod
     def run_in_process(cls) -> None:
         Runner().run()
 
     def load_triggers(self) -> None:
-        given, folder = spec(), Path(os.environ[SPEC]).parent
-        wanted = {0, 1} if not (folder / "go").exists() else set(range(len(given["names"]) + 1))
+        given, go = spec(), Path(os.environ[SPEC]).parent / "go"
+        due = int(given["begin_rate"] * (time.time() - go.stat().st_mtime)) if go.exists() else 0
+        wanted = range(min(2 + due, len(given["names"]) + 1))
         started = self.__dict__.setdefault("_started", set())
-        for number in sorted(wanted - started)[:_PER_LOOP]:
+        for number in [number for number in wanted if number not in started][:_PER_LOOP]:
             started.add(number)
             self.creating_triggers.append(self._workload(number, given))
 
