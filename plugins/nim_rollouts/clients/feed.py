@@ -30,6 +30,8 @@ _SILENCE_S = 90.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 # A watch that lasted shorter was no success.
 _SHORT_S = 5.0
+# Not to follow for longer than this is a problem, and told.
+_UNSAID_S = 1.0
 # How often a kind that the server does not (yet) serve is asked for again.
 _NOT_SERVED_PAUSE_S, _LONGEST_NOT_SERVED_PAUSE_S = 5.0, 30.0
 # For how long a kind that was served must be away until its objects count as gone, in seconds.
@@ -70,6 +72,7 @@ class Feed:
         self._list_cache: list[Object] | None = None
         self._version: str | None = None
         self._missing_since: float | None = None
+        self._is_watching = False
 
     @property
     def items(self) -> list[Object]:
@@ -83,7 +86,7 @@ class Feed:
     ) -> None:
         """List and watch until cancelled. `session` and `access` are asked for each request."""
         loop = asyncio.get_running_loop()
-        failures, absent_pause = 0, 0.0
+        backoff, absent_pause = _Backoff(), 0.0
         while True:
             began, wait_s = loop.time(), 0.0
             problem: str | None = None
@@ -106,14 +109,15 @@ class Feed:
                 # Whatever it was, it says nothing about the objects. Silence is no problem yet: the next one will tell.
                 if not (isinstance(error, TimeoutError) and loop.time() - began >= _SILENCE_S):
                     problem = redact(f"{type(error).__name__}: {error}")
-            if loop.time() - began > _SHORT_S:
-                failures = 0
-            failures += 1
+            pause = backoff.after(loop.time() - began, watched=self._is_watching)
+            self._is_watching = False
+            wait_s = max(wait_s, pause)
+            if problem is None and wait_s > _UNSAID_S:
+                problem = "the API server ends every watch at once"
             # A connection that is cut once is begun again before it is worth a word.
-            if problem is not None and (failures > 1 or wait_s or not self.is_synced):
+            if problem is not None and (wait_s or not self.is_synced):
                 self._note(problem)
-            pause = min(_FIRST_PAUSE_S * 2.0 ** min(failures - 2, 10), _LONGEST_PAUSE_S)
-            await asyncio.sleep(max(wait_s, pause * random.uniform(0.5, 1.5) if failures > 1 else 0.0))
+            await asyncio.sleep(wait_s)
 
     async def _list(self, get: _Getter) -> str:
         objects: dict[tuple[str, str], Object] = {}
@@ -144,7 +148,7 @@ class Feed:
         }
         async with get(query, silence_s=_SILENCE_S) as answer:
             self._note(None)
-            self._missing_since = None
+            self._missing_since, self._is_watching = None, True
             count = 0
             async for line in lines(answer):
                 event = json.loads(line)
@@ -252,6 +256,25 @@ class _Getter:
 
     def __call__(self, query: Mapping[str, str], *, path: str | None = None, silence_s: float = 30.0) -> Answer:
         return Answer(self._session, self._access, path or self._path, query, silence_s=silence_s)
+
+
+class _Backoff:
+    """How long to wait before the next try. Tries in a row that brought no watch, and watches in a row that were cut
+    short, are counted apart: the first cut after a long outage is not waited out like one more of its refusals."""
+
+    def __init__(self) -> None:
+        self._failed = self._cut = 0
+
+    def after(self, lasted_s: float, *, watched: bool) -> float:
+        """Seconds; none after the first failure or cut."""
+        if watched:
+            self._failed, self._cut = 0, 1 if lasted_s > _SHORT_S else self._cut + 1
+        else:
+            self._failed += 1
+        tries = self._failed or self._cut
+        if tries < 2:
+            return 0.0
+        return min(_FIRST_PAUSE_S * 2.0 ** min(tries - 2, 10), _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
 
 
 def _next(pause: float, first: float, longest: float) -> float:

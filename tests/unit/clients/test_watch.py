@@ -147,6 +147,30 @@ async def test_an_error_is_no_news_about_objects(api: Api) -> None:
         assert watch.problem is None
 
 
+def test_the_first_cut_after_an_outage_is_not_waited_out_and_many_cuts_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FIRST_PAUSE_S", 0.5)
+    backoff = module._Backoff()
+    outage = [backoff.after(0.01, watched=False) for _ in range(8)]
+    assert outage[0] == 0.0 and outage[7] > 7.0
+    assert backoff.after(0.01, watched=True) == 0.0
+    assert 0.2 < backoff.after(0.01, watched=True) < 0.8
+    for _ in range(8):
+        pause = backoff.after(0.01, watched=True)
+    assert pause > 7.0
+    assert backoff.after(60.0, watched=True) == 0.0
+
+
+async def test_a_server_that_ends_every_watch_at_once_is_a_problem(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_UNSAID_S", 0.02)
+    ended = [{"type": "ERROR", "object": {"code": 410}}]  # after which the script ends, and the lists go on
+    api.lists, api.watches = [page(5)], [ended] * 50
+    async with Watch(access(api), ("Pod",), "ns") as watch:
+        async with asyncio.timeout(5):
+            while not watch.problem:
+                await asyncio.sleep(0.001)
+        assert "ends every watch at once" in watch.problem
+
+
 async def test_a_kind_that_is_not_served_is_empty_until_it_is(api: Api) -> None:
     api.lists = [404, 404, page(5, pod("a", 1))]
     async with Watch(access(api), ("Pod",), "ns") as watch:
