@@ -20,6 +20,7 @@ from nim_rollouts.clients.access import ClusterAccess, Token
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.watch import Watch
 from nim_rollouts.core.verdicts import Subject
+from nim_rollouts.triggers import watching
 from nim_rollouts.triggers.plans import Plan
 from nim_rollouts.triggers.watching import Outcome, watch_until
 from rehearsal.config import Rehearsal
@@ -226,6 +227,48 @@ async def test_a_wait_goes_on_through_all_of_it_and_says_so(
     assert outcome.reached and not outcome.overdue
     already = await asyncio.wait_for(watch_until(through, plan, started=datetime.now(UTC), say=said.append), 1.0)
     assert already.reached, "what is there already is seen within a second"
+
+
+async def _deadline_in_an_outage(
+    proxy: FaultProxy, through: ClusterAccess, writes: Cluster, name: str, *, ends: bool
+) -> tuple[Outcome, list[str]]:
+    """A wait whose deadline passes while nothing answers; its Job completes meanwhile."""
+    said: list[str] = []
+    await asyncio.to_thread(writes.apply, _job(name))
+    plan = Plan((Subject("Job", "it", name),), 3, "test")
+    wait = asyncio.create_task(watch_until(through, plan, started=datetime.now(UTC), say=said.append))
+    await until(lambda: said and proxy.watches == 3)
+    proxy.refuse = (503, {})
+    proxy.cut()
+    await asyncio.to_thread(_complete, writes, name)
+    await asyncio.sleep(3)  # for the deadline to pass in
+    if ends:
+        assert not wait.done()
+        proxy.refuse = None
+    return await asyncio.wait_for(wait, 20), said
+
+
+async def test_a_deadline_in_an_outage_is_no_verdict(
+    proxy: FaultProxy,
+    through: ClusterAccess,
+    cluster: Cluster,  # noqa: F811
+    namespace: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watching, "_GRACE_S", 2.0)
+    outcome, said = await _deadline_in_an_outage(proxy, through, cluster, namespace, ends=False)
+    assert outcome.is_unseen and not outcome.reached
+    assert outcome.missing[0][1].overdue().reason == "cluster-unavailable" and "503" in said[-1]
+
+
+async def test_what_has_come_meanwhile_is_seen_after_the_outage(
+    proxy: FaultProxy,
+    through: ClusterAccess,
+    cluster: Cluster,  # noqa: F811
+    namespace: str,  # noqa: F811
+) -> None:
+    outcome, _ = await _deadline_in_an_outage(proxy, through, cluster, namespace, ends=True)
+    assert outcome.reached and not outcome.is_unseen
 
 
 def _job(namespace: str) -> dict[str, Any]:  # noqa: F811

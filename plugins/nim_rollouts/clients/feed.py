@@ -109,10 +109,10 @@ class Feed:
                 # Whatever it was, it says nothing about the objects. Silence is no problem yet: the next one will tell.
                 if not (isinstance(error, TimeoutError) and loop.time() - began >= _SILENCE_S):
                     problem = redact(f"{type(error).__name__}: {error}")
-            pause = backoff.after(loop.time() - began, watched=self._is_watching)
-            self._is_watching = False
+            watched, self._is_watching = self._is_watching, False
+            pause = backoff.after(loop.time() - began, watched=watched)
             wait_s = max(wait_s, pause)
-            if problem is None and wait_s > _UNSAID_S:
+            if watched and problem is None and pause > _UNSAID_S:
                 problem = "the API server ends every watch at once"
             # A connection that is cut once is begun again before it is worth a word.
             if problem is not None and (wait_s or not self.is_synced):
