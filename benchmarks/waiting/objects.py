@@ -60,6 +60,9 @@ class Services:
     """NIMServices with what belongs to each, all but ready: the state alone is missing."""
 
     kind = "NIMService"
+    resources = (
+        "nimservices", "nimcaches", "deployments", "replicasets", "pods", "persistentvolumeclaims", "events",
+    )  # fmt: skip
 
     def __init__(self, writer: Writer) -> None:
         self.writer = writer
@@ -115,6 +118,7 @@ class Jobs:
     """Jobs without a controller, which the benchmark completes."""
 
     kind = "Job"
+    resources = ("jobs",)
     image = ""
 
     def __init__(self, writer: Writer) -> None:

@@ -124,9 +124,9 @@ class Hub:
         self.feeds: dict[tuple[str, str | None], Feed] = {}
         self._tasks: dict[Feed, asyncio.Task[None]] = {}
         self._watches: dict[Feed, set[Watch]] = {}
-        # Who is woken by every change of a feed, and who by changes that have to do with a name.
+        # Who is woken by every change of a feed, and who by changes of its feeds that have to do with a name.
         self._by_any: dict[Feed, set[Watch]] = {}
-        self._by_handle: dict[tuple[Feed, str], set[Watch]] = {}
+        self._by_handle: dict[str, set[Watch]] = {}
         self._to_wake: dict[Watch, None] = {}
         self._session: asyncio.Task[aiohttp.ClientSession] | None = None
 
@@ -162,11 +162,11 @@ class Hub:
         ended = []
         for feed in feeds:
             self._by_any[feed].discard(watch)
-            for name in watch.handles:
-                self._detach(feed, name, watch)
             self._watches[feed].discard(watch)
             if not self._watches[feed]:
                 ended.append(self._end(feed))
+        for name in watch.handles:
+            self._detach(watch, name)
         self._to_wake.pop(watch, None)
         session = None
         if not self.feeds and self._session is not None:
@@ -205,8 +205,7 @@ class Hub:
         if not name or name in watch.handles:
             return
         watch.handles.add(name)
-        for feed in watch._feeds.values():
-            self._by_handle.setdefault((feed, name), set()).add(watch)
+        self._by_handle.setdefault(name, set()).add(watch)
         for feed in watch._feeds.values():
             for child in tuple(feed.children.get(name, ())):
                 # What is named after its owner is found by its name.
@@ -217,20 +216,21 @@ class Hub:
                 for reference in references_of(found) if found else ():
                     self._attach(watch, reference)
 
-    def _detach(self, feed: Feed, name: str, watch: Watch) -> None:
-        watches = self._by_handle.get((feed, name))
+    def _detach(self, watch: Watch, name: str) -> None:
+        watches = self._by_handle.get(name)
         if watches is not None:
             watches.discard(watch)
             if not watches:
-                del self._by_handle[feed, name]
+                del self._by_handle[name]
 
     def _on_change(self, feed: Feed, objects: Iterable[Object], first: bool) -> None:
         woken = set(self._watches[feed] if first else self._by_any[feed])
         for obj in objects:
             for name in handles(obj):
-                for watch in tuple(self._by_handle.get((feed, name), ())):
-                    woken.add(watch)
-                    self._learn(watch, obj)
+                for watch in tuple(self._by_handle.get(name, ())):
+                    if watch._feeds.get(feed.kind) is feed:
+                        woken.add(watch)
+                        self._learn(watch, obj)
         self._wake(woken)
 
     def _learn(self, watch: Watch, obj: Object) -> None:
