@@ -109,11 +109,11 @@ def for_a_while(seconds: float, *order: str) -> Meanwhile:
     return act
 
 
-def restarted(part: str, away_s: float) -> Meanwhile:
+def restarted(part: str, away_s: float, *, kill: bool = False) -> Meanwhile:
     """A part that ends, is away, and comes back."""
 
     def act(live: Live) -> None:
-        command = [sys.executable, "-m", "rehearsal", "restart", part, "--away", str(away_s)]
+        command = [sys.executable, "-m", "rehearsal", "restart", part, "--away", str(away_s), *(["--kill"] * kill)]
         subprocess.run(command, cwd=ROOT, env=live.environment, check=True, capture_output=True, timeout=120)
 
     return act
