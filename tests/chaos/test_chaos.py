@@ -97,6 +97,7 @@ def test_the_api_server_away_cut_compacted_and_clogged(live: Live, platform: Non
         ("wait_cache", _compacted_while(restarted("kube-apiserver", 5, kill=True))),
         ("wait_service", _compacted_while(for_a_while(8, "watch-cut", "every_s=1"))),
         ("wait_benchmark", for_a_while(10, "error-storm", "status=429")),
+        ("wait_benchmark", restarted("airflow-triggerer", 0, kill=True)),
     ]
     rollout = roll_out(live, [server], disorders, patience_s=600)
     _show("disorder", rollout)
