@@ -101,14 +101,19 @@ class AuditLog:
 
     def all(self) -> list[Write]:
         """Everybody's writes from the beginning to now."""
-        with self._path.open("rb") as file:
-            file.seek(self._begin)
-            lines = file.read().split(b"\n")[:-1]
-        return [write for line in lines if (write := Write.read(json.loads(line)))]
+        return read(self._path, self._begin)
 
     def close(self) -> None:
         """No more looking."""
         self._file.close()
+
+
+def read(path: Path, begin: int = 0) -> list[Write]:
+    """Everybody's writes of a log, from a place in it to now."""
+    with path.open("rb") as file:
+        file.seek(begin)
+        lines = file.read().split(b"\n")[:-1]
+    return [write for line in lines if (write := Write.read(json.loads(line)))]
 
 
 def points(writes: Iterable[Write]) -> list[Point]:

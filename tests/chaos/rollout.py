@@ -109,7 +109,6 @@ def _beside(live: Live, run_id: str, disorders: Sequence[tuple[str, Meanwhile]],
 
 def clean_slate(live: Live) -> None:
     """Platform and infrastructure stay; nothing is left of what a rollout makes, so that it makes each object anew."""
-    live.kubectl("-n", NAMESPACE, "delete", "jobs", "--all", "--wait=false")
     remove_models(live)
     settings = yaml.safe_load((live.r.root / "include" / "environments" / f"{ENVIRONMENT}.yaml").read_text())
     for kind, name in (("namespace", NAMESPACE), ("storageclass", settings["storage_class"])):
