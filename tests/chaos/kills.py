@@ -25,8 +25,6 @@ from tests.rehearsal.live import Live
 LOOK_S = 0.001
 #: A task that is tried again begins 5 s later at the earliest: a write of ours sooner than this is of the same process.
 SAME_PROCESS_S = 2.0
-_RUNNER = "airflow worker -- "
-_WORKER = "airflow worker -- LocalExecutor"
 
 
 class Victim(Protocol):
@@ -47,7 +45,7 @@ class Victim(Protocol):
 class TaskProcess:
     """The process that runs an operator's code: child of a LocalExecutor's worker, which is child of the scheduler.
 
-    Airflow names it after its task instance. The worker lives on and sees how it ended, as a pod's entrypoint would.
+    The worker lives on and sees how it ended, as a pod's entrypoint would.
     """
 
     name = "task"
@@ -78,9 +76,14 @@ class TaskProcess:
         self._over.set()
 
     def _look(self) -> None:
-        """Ready before it is needed: a task lives for some 300 ms before its first write."""
+        """Known before it is needed: a task lives for some 300 ms before its first write."""
+        parents: dict[int, int] = {}
         while not self._over.wait(0.03):
-            self._found = running_tasks(self._scheduler)
+            # Who a process is a child of is read once: there are hundreds, and one or two of them are new.
+            parents = {pid: parents[pid] if pid in parents else _parent(pid) for pid in _pids()}
+            workers = {pid for pid, parent in parents.items() if parent == self._scheduler and _is_worker(pid)}
+            tasks = [pid for pid, parent in parents.items() if parent in workers and _lives(pid)]
+            self._found = sorted(tasks, reverse=True)
 
 
 class Part:
@@ -188,13 +191,6 @@ class Strikes:
         self._settling.append(thread)
 
 
-def running_tasks(scheduler: int) -> list[int]:
-    """Every process that runs a task under this scheduler, the newest first."""
-    titles = {pid: title for pid in _pids() if (title := _title(pid)).startswith(_RUNNER)}
-    workers = {pid for pid, title in titles.items() if title.startswith(_WORKER) and _parent(pid) == scheduler}
-    return sorted((pid for pid in titles if pid not in workers and _parent(pid) in workers), reverse=True)
-
-
 def part_pid(live: Live, part: str) -> int:
     """The process of a part that is up."""
     return int(json.loads((live.r.state / supervisor.PARTS_FILE).read_text())["parts"][part]["pid"])
@@ -216,15 +212,27 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def _title(pid: int) -> str:
+def _is_worker(pid: int) -> bool:
+    """Whether it is one of LocalExecutor's: Airflow gives them this title."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"airflow worker -- LocalExecutor")
     except OSError:
-        return ""
+        return False
 
 
 def _parent(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
+def _lives(pid: int) -> bool:
+    fields = _stat(pid)
+    return bool(fields) and fields[0] != "Z"
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and so on; empty when there is no such process any more."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, IndexError):
-        return 0
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
