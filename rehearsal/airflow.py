@@ -87,6 +87,8 @@ def environment(r: Rehearsal) -> dict[str, str]:
         # There is one. When a busy machine keeps it from its heartbeat for the usual 30 s, it takes itself for another
         # one that has died, and its own tasks for orphans (seen: 40 of them, at a load of 20).
         "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "180",
+        # So long after its last heartbeat (one in 5 s) a triggerer counts as lost, and another takes its triggers.
+        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "AIRFLOW_CONN_AWS_DEFAULT": "aws://",

@@ -40,12 +40,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Unit tests first; of the live ones those of the shared rehearsal last, in the order that their marks give."""
 
     def place(item: pytest.Item) -> tuple[int, int]:
-        live = item.get_closest_marker("live")
-        if live:
-            return (2, int(live.kwargs.get("order", 50)))
+        mark = item.get_closest_marker("live")
+        if mark:
+            return (2, int(mark.kwargs.get("order", 50)))
         return (0 if "/tests/unit/" in str(item.path) else 1, 0)
 
     items.sort(key=place)
+
+
+# One rehearsal for the live tests of all folders: a fixture of this name in two places would bring up two.
+from tests.rehearsal.shared import canary, command_lines, live  # noqa: E402, F401
 
 
 @pytest.fixture

@@ -109,11 +109,11 @@ def for_a_while(seconds: float, *order: str) -> Meanwhile:
     return act
 
 
-def restarted(part: str, away_s: float) -> Meanwhile:
+def restarted(part: str, away_s: float, *, kill: bool = False) -> Meanwhile:
     """A part that ends, is away, and comes back."""
 
     def act(live: Live) -> None:
-        command = [sys.executable, "-m", "rehearsal", "restart", part, "--away", str(away_s)]
+        command = [sys.executable, "-m", "rehearsal", "restart", part, "--away", str(away_s), *(["--kill"] * kill)]
         subprocess.run(command, cwd=ROOT, env=live.environment, check=True, capture_output=True, timeout=120)
 
     return act
@@ -234,8 +234,9 @@ def remove_models(live: Live) -> None:
     """Remove service, cache and claim, so that the next rollout begins anew. By hand: no pipeline is under test."""
     if not live.objects(f"nimcaches.{NIM}", NAMESPACE) and not live.objects(f"nimservices.{NIM}", NAMESPACE):
         return
-    for kind in ("nimservices", "nimcaches"):
-        live.kubectl("-n", NAMESPACE, "delete", f"{kind}.{NIM}", "--all", "--wait=false")
+    # A finished benchmark's pod stays with its Job, for hours.
+    for kind in ("jobs.batch", f"nimservices.{NIM}", f"nimcaches.{NIM}"):
+        live.kubectl("-n", NAMESPACE, "delete", kind, "--all", "--wait=false")
     cluster = Cluster(live)
     until(
         lambda: (

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import signal
 import time
+import urllib.request
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rehearsal import supervisor, toolbox
+from rehearsal.config import Rehearsal
 
 
 class Plane:
@@ -42,6 +45,19 @@ class Plane:
     def close(self) -> None:
         self._supervisor.end()
         self._lock.close()
+
+
+def compact(r: Rehearsal) -> None:
+    """Forget, in etcd, every state but the present one: a watch that asks for more is answered `410 Gone`."""
+    etcd = f"http://127.0.0.1:{r.ports['etcd']}/v3/kv/"
+    newest = _post(etcd + "range", {"key": "AA=="})["header"]["revision"]
+    _post(etcd + "compaction", {"revision": newest, "physical": True})
+
+
+def _post(url: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
 
 
 @contextmanager

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,6 +23,7 @@ from nim_rollouts.triggers.plans import Plan
 from nim_rollouts.triggers.watching import Outcome, watch_until
 from rehearsal.config import Rehearsal
 from tests.rehearsal.fault_proxy import FaultProxy
+from tests.rehearsal.plane import compact
 from tests.rehearsal.test_clients import Plane, access, cluster, namespace, plane, r  # noqa: F401
 
 
@@ -152,11 +151,6 @@ async def test_compaction_and_a_restart_list_anew(
     cluster: Cluster,  # noqa: F811
     namespace: str,  # noqa: F811
 ) -> None:
-    def compact() -> None:
-        etcd = f"http://127.0.0.1:{plane.r.ports['etcd']}/v3/kv/"
-        newest = _post(etcd + "range", {"key": "AA=="})["header"]["revision"]
-        _post(etcd + "compaction", {"revision": newest, "physical": True})
-
     async with Watch(through, ("ServiceAccount", "NIMCache"), namespace) as watch:
         await asyncio.to_thread(cluster.apply, account(namespace, "old"))
         await until(lambda: watch.is_synced and "old" in names(watch))
@@ -166,7 +160,7 @@ async def test_compaction_and_a_restart_list_anew(
         await asyncio.to_thread(cluster.apply, account(namespace, "new"))
         await asyncio.to_thread(cluster.delete, account(namespace, "old"))
         await asyncio.to_thread(plane.end, "kube-apiserver", signal.SIGKILL)
-        await asyncio.to_thread(compact)
+        await asyncio.to_thread(compact, plane.r)
         proxy.refuse = None
         assert "old" in names(watch) and "new" not in names(watch)
         plane.start()  # on this thread: the part ends with the thread that started it
@@ -294,9 +288,3 @@ def _complete(cluster: Cluster, namespace: str) -> None:  # noqa: F811
         body={"status": {"startTime": now, "completionTime": now, "succeeded": 1, "conditions": conditions}},
         content_type="application/merge-patch+json",
     )
-
-
-def _post(url: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.load(answer)

@@ -12,20 +12,22 @@ Decisions:
   install away).
 * A release left `pending` by a Helm that was killed blocks every later one. If its labels say that it was ours, its
   newest revision's Secret is removed, and the release goes on from the one before. The environment's claim excludes
-  another Helm of ours; somebody else's pending release is left alone.
+  another run's Helm, and an earlier try's has ended with its task; somebody else's pending release is left alone.
 * The token is in a kubeconfig file of mode 0600 that lives as long as the call, not in argv.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,7 @@ from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, ToolMissing, r
 from nim_rollouts.core.spec import Addon
 
 BINARY_VARIABLE = "HELM"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CHART_LABEL, VALUES_LABEL = "nim-rollouts/chart", "nim-rollouts/values"
 _TRANSIENT = re.compile(
     r"connection refused|i/o timeout|TLS handshake timeout|EOF|context deadline exceeded|no such host|"
@@ -205,7 +208,13 @@ class Helm:
                 command += ["--namespace", addon.namespace]
             try:
                 done = subprocess.run(
-                    command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+                    command,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    timeout=timeout_s,
+                    check=False,
+                    preexec_fn=_ends_with_us(),
                 )
             except FileNotFoundError as error:
                 raise ToolMissing(f"helm is missing: {self.binary}") from error
@@ -249,6 +258,25 @@ class Helm:
             "contexts": [{"name": "context", "context": {"cluster": "cluster", "user": "user"}}],
             "current-context": "context",
         }
+
+
+def _ends_with_us() -> Callable[[], None] | None:
+    """What a child does before it becomes Helm: it asks the kernel for SIGKILL at the end of the thread that made it.
+
+    A task that is killed would otherwise leave its Helm at work beside the next try's, which takes it for dead. Linux
+    alone has this; None elsewhere.
+    """
+    libc = ctypes.CDLL(None)  # loaded before the fork: the child may not
+    if not hasattr(libc, "prctl"):
+        return None
+    parent = os.getpid()
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was quicker
+            os._exit(1)
+
+    return ask
 
 
 def _inherited() -> dict[str, str]:

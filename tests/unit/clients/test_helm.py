@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +153,26 @@ def test_helm_does_not_see_airflows_secrets(monkeypatch: pytest.MonkeyPatch) -> 
     inherited = _inherited()
     assert "secret" not in inherited.values()
     assert inherited["HTTPS_PROXY"] == "http://proxy" and "PATH" in inherited
+
+
+def test_helm_ends_with_its_task(include: Include, tmp_path: Path) -> None:
+    """A task is killed by SIGKILL, and can tell nobody: its Helm must not go on beside the next try's."""
+    pid_file = tmp_path / "pid"
+    one, _ = helm(include, f"echo $$ > {pid_file}.new; mv {pid_file}.new {pid_file}; exec sleep 60")
+    task = os.fork()
+    if task == 0:
+        one.crds(ADDON)
+        os._exit(0)
+    _until(pid_file.exists)
+    of_helm = Path("/proc", pid_file.read_text().strip())
+    assert of_helm.exists()
+    os.kill(task, signal.SIGKILL)
+    os.waitpid(task, 0)
+    _until(lambda: not of_helm.exists() or ") Z " in (of_helm / "stat").read_text())
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
