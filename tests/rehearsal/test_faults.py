@@ -150,7 +150,7 @@ PASSING = [
         orders=(("slow-start", "start_s=25"),),
         meanwhile=(("wait_cache", for_a_while(12, "operator-away")),),
         says=(
-            ("wait_cache", r"\(operator, operator-away\)"),
+            ("wait_cache", r"\(operator, operator-unavailable\)"),
             ("wait_service", r"\(probe-budget, startup-probe-failing\)"),
         ),
     ),

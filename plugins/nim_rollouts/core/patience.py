@@ -42,7 +42,7 @@ STEP_OF: dict[str, Step] = {
     "image-pull-not-found": Step.IMAGE_PULL,
     "startup-probe-failing": Step.START_UP,
     "model-endpoint-unavailable": Step.ENDPOINT,
-    "operator-away": Step.OPERATOR,
+    "operator-unavailable": Step.OPERATOR,
 }
 #: What only the operator moves on, or ends: with no operator that is what it hangs on.
 _OPERATORS = ("model-endpoint-unavailable", "update-not-propagated", "reconcile-failed", "selection-pod-ended")

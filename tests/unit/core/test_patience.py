@@ -61,7 +61,7 @@ def test_what_no_budget_applies_to_stays_as_it_is(verdict: Verdict) -> None:
     assert after(verdict, 10**6) == verdict
 
 
-AWAY = Blocker("operator-away", "no pod", ["d"], "2026-01-01T12:00:00Z")
+AWAY = Blocker("operator-unavailable", "no pod", ["d"], "2026-01-01T12:00:00Z")
 
 
 @pytest.mark.parametrize("reason", ["model-endpoint-unavailable", "reconcile-failed", "update-not-propagated"])

@@ -205,9 +205,9 @@ async def test_an_operator_that_is_away_is_what_the_wait_hangs_on(script: type[S
     said: list[str] = []
     plan = Plan((JOB,), 60, "test", patience={Step.OPERATOR: 1}, operators=OPERATOR)
     outcome = await watch_until(None, plan, started=begin, say=said.append)
-    assert "operator" not in said[0] and "(operator, operator-away)" in said[1]
+    assert "operator" not in said[0] and "(operator, operator-unavailable)" in said[1]
     assert [(subject.name, verdict.state) for subject, verdict in outcome.missing] == [("job", State.STUCK)]
-    assert outcome.missing[0][1].reason == "operator-away"
+    assert outcome.missing[0][1].reason == "operator-unavailable"
 
 
 async def test_an_operator_that_is_away_takes_nothing_from_what_is_there(script: type[Script]) -> None:

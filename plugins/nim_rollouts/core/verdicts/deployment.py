@@ -18,7 +18,9 @@ def away(objects: Snapshot, name: str) -> Blocker | None:
     deployment = find(objects, "Deployment", name)
     where = f"Deployment/{name}"
     if deployment is None:
-        return Blocker("operator-away", f"the operator is away: Deployment {name} does not exist", [f"{where} absent"])
+        return Blocker(
+            "operator-unavailable", f"the operator is away: Deployment {name} does not exist", [f"{where} absent"]
+        )
     if count(status(deployment), "availableReplicas"):
         return None
     pods = selected(objects, "Pod", ((deployment.get("spec") or {}).get("selector") or {}).get("matchLabels") or {})
@@ -27,7 +29,9 @@ def away(objects: Snapshot, name: str) -> Blocker | None:
         f", {trouble.message}" if trouble else ""
     )
     since = str(condition(deployment, "Available").get("lastTransitionTime") or "")
-    return Blocker("operator-away", message, [f"{where} available=0", *(trouble.evidence if trouble else ())], since)
+    return Blocker(
+        "operator-unavailable", message, [f"{where} available=0", *(trouble.evidence if trouble else ())], since
+    )
 
 
 def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:

@@ -258,4 +258,4 @@ def test_a_deployment_without_a_pod_that_serves_is_away() -> None:
     serving = obj("Deployment", "o", spec=spec, status={"availableReplicas": 1, "replicas": 2})
     assert deployment.away({"Deployment": [serving]}, "o") is None, "a rollout of it goes on, and it serves"
     missing = deployment.away({}, "o")
-    assert missing is not None and missing.reason == "operator-away"
+    assert missing is not None and missing.reason == "operator-unavailable"
