@@ -42,9 +42,9 @@ class Cluster:
         self._session.trust_env = False
         self._session.headers["Authorization"] = f"Bearer {live.r.admin_token}"
 
-    def list(self, path: str) -> list[Obj]:
+    def list(self, path: str, query: dict[str, str] | None = None) -> list[Obj]:
         """The objects of a collection below its API path; none where the kind is not served."""
-        answer = self._session.get(self._base + path, timeout=5)
+        answer = self._session.get(self._base + path, params=query, timeout=5)
         return list(answer.json()["items"]) if answer.ok else []
 
     def pods(self, namespace: str = NAMESPACE) -> list[Obj]:
@@ -142,6 +142,7 @@ class Case:
         run the worker's part on a loaded machine, with the pod's own back-off; a fault that may still pass by itself
         has the budget of its step besides.
     :param says: (task, pattern) that must be found in the task's log
+    :param first: what must hold before the fault is ordered
     :param begins: the first task that the fault can meet; empty where it takes a run of its own, which is ended as soon
         as its task has failed
     """
@@ -157,6 +158,7 @@ class Case:
     within_s: float = 15.0
     patience_s: float = 240.0
     says: tuple[tuple[str, str], ...] = ()
+    first: Callable[[Live], None] | None = None
     begins: str = "apply_cache"
 
 
@@ -199,6 +201,8 @@ def play(live: Live, case: Case) -> Outcome:
     seen: list[datetime] = []
     notes: list[str] = []
     earlier: dict[str, int] = {}
+    if case.first is not None:
+        case.first(live)
     for order in case.orders:
         live.fault(*order)
     try:
@@ -307,6 +311,13 @@ def _give_up(live: Live, run_id: str) -> None:
     """End a run that goes on beyond the test's patience, so that it does not meet the next one."""
     live.api.call("PATCH", f"/dags/nim_deploy/dagRuns/{run_id}", {"state": "failed"})
     until(lambda: live.api.run_state("nim_deploy", run_id) == "failed", "the run to end", 60)
+
+
+def no_nodes(live: Live) -> None:
+    """Wait until the last case's GPU node has been given back: a download would find it still there."""
+    cluster = Cluster(live)
+    of_pools = {"labelSelector": "karpenter.sh/nodepool"}
+    until(lambda: not cluster.list("/api/v1/nodes", of_pools), "the empty nodes to go", 90)
 
 
 def remove_models(live: Live) -> None:

@@ -15,6 +15,7 @@ from tests.rehearsal.disorder import (
     cache_says,
     event,
     for_a_while,
+    no_nodes,
     operator_down,
     play,
     pods_ready,
@@ -96,6 +97,7 @@ LASTING = [
         reasons=_of("unschedulable-gpu", "unschedulable"),
         evidence=event("FailedScheduling", "required offering"),
         within_s=BUDGETS.node_launch_s + SLACK_S,
+        first=no_nodes,
     ),
     Case(
         "the claim is not bound",
