@@ -316,8 +316,8 @@ def _give_up(live: Live, run_id: str) -> None:
 def no_nodes(live: Live) -> None:
     """Wait until the last case's GPU node has been given back: a download would find it still there."""
     cluster = Cluster(live)
-    of_pools = {"labelSelector": "karpenter.sh/nodepool"}
-    until(lambda: not cluster.list("/api/v1/nodes", of_pools), "the empty nodes to go", 90)
+    with_gpus = {"labelSelector": "accelerator=nvidia"}
+    until(lambda: not cluster.list("/api/v1/nodes", with_gpus), "the empty nodes to go", 90)
 
 
 def remove_models(live: Live) -> None:
