@@ -148,24 +148,23 @@ LASTING = [
 #: What passes, and the rollout is promoted. Two of a case lie in different waits.
 PASSING = [
     Case(
-        "the operator is away for a while; a slow start",
-        orders=(("slow-start", "start_s=25"),),
+        "the operator away for a while, a Job that fails twice; a slow start",
+        orders=(("cache-job-fails", "pods=2"), ("slow-start", "start_s=25")),
         meanwhile=(("wait_cache", for_a_while(12, "operator-away")),),
         says=(
             ("wait_cache", r"\(operator, operator-unavailable\)"),
+            ("wait_cache", r"2 download pods failed, the Job makes up to \d"),
             ("wait_service", r"\(probe-budget, startup-probe-failing\)"),
         ),
     ),
     Case(
-        "a Job that fails twice, a storm of 429; a storm of 500",
-        orders=(("cache-job-fails", "pods=2"),),
+        "a storm of 429; a storm of 500",
         meanwhile=(
             ("wait_cache", for_a_while(10, "error-storm", "status=429")),
             ("wait_service", for_a_while(10, "error-storm", "status=500")),
         ),
         says=(
             ("wait_cache", NOT_FOLLOWING),
-            ("wait_cache", r"2 download pods failed, the Job makes up to \d"),
             ("wait_service", NOT_FOLLOWING),
         ),
     ),
