@@ -123,13 +123,18 @@ class AirflowApi:
 
     def log(self, dag_id: str, run_id: str, task: Task) -> list[str]:
         """The messages of the task's latest try so far, of worker and trigger. Empty before the first."""
-        path = f"{_run(dag_id, run_id)}/taskInstances/{quote(task.task_id)}/logs/{max(task.try_number, 1)}"
+        return [text for _, text in self.entries(dag_id, run_id, task, max(task.try_number, 1))]
+
+    def entries(self, dag_id: str, run_id: str, task: Task, try_number: int) -> list[tuple[datetime | None, str]]:
+        """The messages of one try, each with its time."""
+        path = f"{_run(dag_id, run_id)}/taskInstances/{quote(task.task_id)}/logs/{try_number}"
         try:
             content = self.call("GET", path, map_index=task.map_index, full_content="true").get("content", [])
         except AirflowError:
             return []
         entries = [entry for entry in content if isinstance(entry, dict) and entry.get("event")]
-        return [str(entry["event"]) for entry in entries if not str(entry.get("logger", "")).startswith(_CHATTER)]
+        ours = [entry for entry in entries if not str(entry.get("logger", "")).startswith(_CHATTER)]
+        return [(_time(entry.get("timestamp")), str(entry["event"])) for entry in ours]
 
     def clear(self, dag_id: str, run_id: str, task_id: str, *, downstream: bool = False) -> list[str]:
         """Clear one task of a run, so that Airflow runs it again. Returns the ids of what was cleared."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rehearsal import config, supervisor
+from tests.rehearsal import disorder
 from tests.rehearsal.live import Live, Run
 from tests.rehearsal.ports import open_ports
 from tests.rehearsal.secrets_watch import CommandLines, forms
@@ -86,3 +87,11 @@ def _command(environment: dict[str, str], verb: str, seconds: float, *, check: b
         timeout=seconds,
     )
     assert not check or done.returncode == 0, f"`rehearsal {verb}` failed:\n{done.stdout}\n{done.stderr}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The fault matrix of the session, if one was played."""
+    if disorder.PLAYED:
+        terminalreporter.section("fault matrix")
+        for line in disorder.table():
+            terminalreporter.write_line(line)

@@ -11,6 +11,7 @@ from nim_rollouts.core import errors
 from nim_rollouts.core.environment import Environment
 from nim_rollouts.core.layers import REMEDIES, Layer
 from nim_rollouts.core.spec import Deployment
+from rehearsal import faults
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -59,6 +60,22 @@ def test_every_reason_that_recordings_expect_is_one_of_ours() -> None:
 def test_every_layer_is_explained() -> None:
     text = (ROOT / "docs" / "waiting.md").read_text()
     assert [layer for layer in Layer if str(layer) not in text] == []
+
+
+def test_the_catalogue_of_faults_is_documented() -> None:
+    """docs/rehearsal.md has a row for each fault, with settings that it takes, and slugs that docs/errors.md has."""
+    rows = [row.split("|")[1:-1] for row in (ROOT / "docs" / "rehearsal.md").read_text().splitlines() if "|" in row]
+    told = {cells[0].strip(" `").split()[0]: cells for cells in rows if len(cells) == 4 and "`" in cells[0]}
+    assert set(told) == set(faults.CATALOGUE)
+    page = (ROOT / "docs" / "errors.md").read_text()
+    for name, cells in told.items():
+        fault = faults.CATALOGUE[name]
+        for setting, value in re.findall(r"(\w+)=(\S+)", cells[0].strip(" `")):
+            assert setting in fault.settings, f"{name} has no setting {setting}"
+            if value != "...":
+                fault.settings[setting].read(name, setting, value)
+        for slug in re.findall(r"`([a-z]+(?:-[a-z]+)+)`", cells[3]):
+            assert f"`{slug}`" in page, f"docs/errors.md has no line on {slug}, which {name} leads to"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

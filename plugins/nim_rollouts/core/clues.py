@@ -27,7 +27,9 @@ _PULL: tuple[tuple[str, Layer], ...] = (
 _NODES: tuple[tuple[str, Layer], ...] = (
     (r"VcpuLimitExceeded|MaxSpotInstanceCountExceeded|vCPU limit|InstanceLimitExceeded|exceeded quota", Layer.QUOTA),
     (r"Insufficient\w*Capacity|insufficient capacity|sufficient \S+ capacity|UnfulfillableCapacity", Layer.CAPACITY),
-    (r"no instance type|all available instance types exceed limits", Layer.CAPACITY),
+    (r"required offering|all available instance types exceed limits", Layer.CAPACITY),
+    # Others than "no instance type has the required offering" tell of resources or labels that no type has.
+    (r"no instance type", Layer.SCHEDULING),
 )
 _LOG: tuple[tuple[str, Layer], ...] = (
     (r"CUDA out of memory|CUDA error: out of memory|OutOfMemoryError|OOMKilled|Cannot allocate memory", Layer.MEMORY),

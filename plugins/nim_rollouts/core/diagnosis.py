@@ -20,10 +20,11 @@ from nim_rollouts.core.spent import Part, spent_on
 from nim_rollouts.core.verdicts.cache import selection_pod
 from nim_rollouts.core.verdicts.model import Object, Snapshot, State, Verdict
 from nim_rollouts.core.verdicts.objects import events_of, find, is_deleting, name_of, owned, selected, status
-from nim_rollouts.core.verdicts.pods import registry_words
+from nim_rollouts.core.verdicts.pods import provisioner_said, registry_words
 from nim_rollouts.core.verdicts.workloads import newest_of
 
 _LINE = 200
+_ITS_OWN = ("crash-loop", "startup-probe-failing")
 _UNSTARTED = ("rollout-in-progress", "stale-ready", "cache-preparing", "cache-downloading", "job-pending")
 
 
@@ -79,6 +80,14 @@ class Diagnosis:
         }
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The HTTP status that a pod answers on /v1/models."""
+
+    pod: str
+    status: int
+
+
 def diagnose(
     kind: str,
     name: str,
@@ -89,6 +98,7 @@ def diagnose(
     log: Sequence[str] = (),
     budget: Sequence[Part] = (),
     nodes: Sequence[str] = (),
+    endpoint: Answer | None = None,
 ) -> Diagnosis:
     """Why a wait ends so.
 
@@ -97,11 +107,17 @@ def diagnose(
     :param log: last lines of the container that `log_source` names
     :param budget: the parts of which the deadline is made, in their order
     :param nodes: what the provisioner of nodes says, for pods that fit nowhere
+    :param endpoint: what a pod answers on /v1/models, for a service whose operator does not get it
     """
     verdict = verdict.overdue()
     pods = pods_of(objects, kind, name)
     log = [line.strip() for line in log if line.strip()][-10:]
     layer = _layer(kind, verdict, objects, pods, log, nodes)
+    evidence = list(verdict.evidence)
+    if endpoint is not None:
+        evidence.append(f"Pod/{endpoint.pod} GET /v1/models={endpoint.status}")
+        # It answers us, so it is the operator that does not ask, or cannot reach it.
+        layer = Layer.OPERATOR if endpoint.status == 200 else layer
     remedy = remedy_of(verdict.reason)
     said = clues.of_log(log)
     if said is not None:
@@ -113,22 +129,28 @@ def diagnose(
         reason=verdict.reason,
         message=verdict.message,
         do=remedy.do if layer is remedy.layer else OF_LAYER[layer],
-        evidence=list(verdict.evidence),
+        evidence=evidence,
         events=[*_events(objects, kind, name, pods), *nodes],
         log=list(log),
         spent=spent_on(pods, budget, now) if verdict.state is State.STUCK else "",
     )
 
 
+def layer_of(kind: str, name: str, verdict: Verdict, objects: Snapshot) -> Layer:
+    """The layer at fault as far as the objects alone tell it: while the wait still goes on."""
+    return _layer(kind, verdict.overdue(), objects, pods_of(objects, kind, name), (), ())
+
+
 def _layer(
     kind: str, verdict: Verdict, objects: Snapshot, pods: list[Object], log: Sequence[str], nodes: Sequence[str]
 ) -> Layer:
     reason = verdict.reason
-    layer = remedy_of(reason).layer
+    # A Deployment that is waited for by itself is an add-on's: what keeps it from running keeps an operator away.
+    layer = Layer.OPERATOR if kind == "Deployment" and reason in _ITS_OWN else remedy_of(reason).layer
     if reason.startswith("image-pull-"):
         return clues.of_pull(_refusal(verdict.message)) or layer
     if reason.startswith("unschedulable"):
-        said = [str(event.get("message") or "") for pod in pods for event in events_of(objects, pod)]
+        said = [text for pod in pods if (text := provisioner_said(objects, pod))]
         return clues.of_nodes([*said, *nodes]) or layer
     if reason == "container-config":
         return Layer.NGC_AUTH if verdict.message.endswith("not found") and "secret " in verdict.message else layer
@@ -140,7 +162,8 @@ def _layer(
         said_in_log = clues.of_log(log)
         return said_in_log[0] if said_in_log else layer
     if reason in _UNSTARTED:
-        return _unstarted(pods) or layer
+        step = _unstarted(pods)
+        return layer if step is None or (step is Layer.PROBE_BUDGET and kind == "Deployment") else step
     return layer
 
 

@@ -103,6 +103,8 @@ class Budgets(Strict):
     benchmark_s: int = Field(default=1800, ge=1, le=LONGEST_BUDGET_S)
     operator_s: int = Field(default=300, ge=1, le=LONGEST_BUDGET_S)
     delete_s: int = Field(default=600, ge=1, le=LONGEST_BUDGET_S)
+    bind_s: int = Field(default=300, ge=1, le=LONGEST_BUDGET_S)
+    endpoint_s: int = Field(default=180, ge=1, le=LONGEST_BUDGET_S)
 
 
 class Policies(Strict):

@@ -101,6 +101,9 @@ REMEDIES: dict[str, Remedy] = {
     "model-endpoint-unavailable": Remedy(Layer.MODEL_ENDPOINT, OF_LAYER[Layer.MODEL_ENDPOINT]),
     "update-not-propagated": Remedy(Layer.OPERATOR, "change the child itself, or delete it so that it is made anew"),
     "service-not-owned": Remedy(Layer.OPERATOR, "delete or rename the NIMService that is in the pipeline's way"),
+    "operator-unavailable": Remedy(
+        Layer.OPERATOR, "look at the operator's pod, its log and its events: nothing moves without it"
+    ),
     "reconcile-failed": Remedy(Layer.OPERATOR, "the operator's own words say what it lacks"),
     # anything
     "deleting": Remedy(Layer.OPERATOR, _OPERATOR_LOG),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nim_rollouts.core.errors import one_line
 
 if TYPE_CHECKING:
-    from nim_rollouts.core.diagnosis import Diagnosis
+    from nim_rollouts.core.diagnosis import Answer, Diagnosis
     from nim_rollouts.core.spent import Part
     from nim_rollouts.core.verdicts import Snapshot, Subject, Verdict
     from nim_rollouts.operators.base import Stage
@@ -38,6 +38,7 @@ def explain(
         log=_log(stage, subject, snapshot),
         budget=parts,
         nodes=_nodes(stage) if late.reason.startswith("unschedulable") else (),
+        endpoint=_models(stage, subject, snapshot) if late.reason == "model-endpoint-unavailable" else None,
     )
 
 
@@ -55,6 +56,22 @@ def _log(stage: Stage, subject: Subject, snapshot: Snapshot) -> list[str]:
         stage.log.info("the log of %s cannot be read: %s", source.pod, one_line(error))
         return []
     return text.splitlines()
+
+
+def _models(stage: Stage, subject: Subject, snapshot: Snapshot) -> Answer | None:
+    """What a pod answers on /v1/models: no object tells what the operator got there."""
+    from nim_rollouts.core.diagnosis import Answer, pods_of
+
+    pods = pods_of(snapshot, subject.kind, subject.name)
+    if subject.kind != "NIMService" or subject.namespace is None or not pods:
+        return None
+    name = str(pods[0]["metadata"]["name"])
+    try:
+        with stage.session.cluster.port_forward(subject.namespace, name, stage.session.deployment.service.port) as http:
+            return Answer(name, http.request("GET", "/v1/models", timeout_s=10.0).status)
+    except Exception as error:
+        stage.log.info("%s cannot be asked: %s", name, one_line(error))
+        return None
 
 
 def _nodes(stage: Stage) -> list[str]:

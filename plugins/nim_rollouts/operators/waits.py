@@ -6,7 +6,7 @@ A wait only reads. Clearing one writes nothing but its own records.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import StartTriggerArgs
@@ -126,7 +126,7 @@ class WaitOperator(StageOperator):
         told = Outcome.from_dict(event)
         plan = plan_for(stage.name, stage.session)
         snapshots = self._look(stage, plan, told)
-        fresh = self._judge(stage, plan, snapshots, told)
+        fresh = self._judge(stage, plan, snapshots, told, event.get("started_at"))
         self._decide(stage, plan, told, fresh, snapshots)
         for subject, verdict in fresh.verdicts:
             stage.log.info("%s: %s", subject.ref, verdict.message)
@@ -155,14 +155,23 @@ class WaitOperator(StageOperator):
             for namespace, kinds in plan.groups.items()
         }
 
-    def _judge(self, stage: Stage, plan: Plan, snapshots: Mapping[str | None, Snapshot], told: Outcome) -> Outcome:
+    def _judge(
+        self,
+        stage: Stage,
+        plan: Plan,
+        snapshots: Mapping[str | None, Snapshot],
+        told: Outcome,
+        started_at: str | None,
+    ) -> Outcome:
         from nim_rollouts.core.verdicts import State
         from nim_rollouts.operators.base import now
-        from nim_rollouts.triggers.watching import Outcome, judge_all
+        from nim_rollouts.triggers.watching import Outcome, judge_plan
 
         before = {subject.ref: verdict for subject, verdict in told.verdicts}
         verdicts = []
-        for subject, verdict in judge_all(plan.subjects, snapshots, now()):
+        moment = now()
+        started = datetime.fromisoformat(started_at) if started_at else moment
+        for subject, verdict in judge_plan(plan, snapshots, started, moment):
             earlier = before.get(subject.ref)
             if verdict.state is State.GONE and not subject.absent and self.accepts_gone(stage, subject, earlier):
                 verdict = type(verdict)(State.HEALTHY, "recorded", "it had finished, and has been cleaned up since")
@@ -310,8 +319,6 @@ def _profile_text(profiles: list[Mapping[str, Any]]) -> str | None:
 
 def _seconds_between(begin: str | None, end: str) -> float | None:
     """None where either is unknown or the pods were ready before the run applied anything."""
-    from datetime import datetime
-
     if not begin or not end:
         return None
     seconds = (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()

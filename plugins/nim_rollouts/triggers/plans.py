@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nim_rollouts.core.patience import Patience
     from nim_rollouts.core.spent import Part
     from nim_rollouts.core.verdicts import Subject
     from nim_rollouts.hooks.session import Session
@@ -22,6 +23,10 @@ class Plan:
     layer: str
     parts: tuple[Part, ...] = ()
     budget: str = ""
+    #: Seconds of the steps that have a budget of their own.
+    patience: Patience = field(default_factory=dict)
+    #: Deployments without which nothing moves: looked at to say so.
+    operators: tuple[Subject, ...] = ()
 
     @property
     def why(self) -> str:
@@ -32,18 +37,48 @@ class Plan:
     def groups(self) -> dict[str | None, tuple[str, ...]]:
         """Namespace (None: cluster-scoped) -> the kinds to look at there."""
         found: dict[str | None, dict[str, None]] = {}
-        for subject in self.subjects:
+        for subject in (*self.subjects, *self.operators):
             found.setdefault(subject.namespace, {}).update(dict.fromkeys(subject.kinds))
         return {namespace: tuple(kinds) for namespace, kinds in found.items()}
 
     def names_in(self, namespace: str | None) -> tuple[str, ...]:
-        """Names of what is waited for in one of the groups."""
-        return tuple(subject.name for subject in self.subjects if subject.namespace == namespace)
+        """Names of what is looked at in one of the groups."""
+        looked_at = (*self.subjects, *self.operators)
+        return tuple(subject.name for subject in looked_at if subject.namespace == namespace)
 
 
 def plan_for(stage: str, session: Session) -> Plan:
     """The plan of a waiting stage, from the environment, the request and the earlier stages' records."""
-    return _PLANS[stage](session)
+    plan = _PLANS[stage](session)
+    patience = _patience(plan, session)
+    return replace(plan, patience=patience, operators=_operators(session, _KIND_OF.get(stage))) if patience else plan
+
+
+def _patience(plan: Plan, session: Session) -> Patience:
+    """What each step may take; nothing where things are to disappear."""
+    from nim_rollouts.core.patience import Step
+
+    if any(subject.absent for subject in plan.subjects) or not plan.subjects:
+        return {}
+    budgets = session.environment.budgets
+    steps = {
+        Step.NODE_LAUNCH: budgets.node_launch_s,
+        Step.BINDING: budgets.bind_s,
+        Step.IMAGE_PULL: budgets.image_pull_s,
+        Step.ENDPOINT: budgets.endpoint_s,
+        Step.OPERATOR: budgets.operator_s,
+    }
+    if plan.layer == "service":
+        steps[Step.START_UP] = plan.deadline_s - budgets.node_launch_s - budgets.image_pull_s
+    return steps
+
+
+def _operators(session: Session, kind: str | None) -> tuple[Subject, ...]:
+    """The Deployments of the add-on that brings this kind."""
+    from nim_rollouts.core.verdicts import Subject
+
+    addons = [one for one in session.environment.addons if kind in one.requires.crds]
+    return tuple(Subject("Deployment", name, one.namespace) for one in addons for name in one.requires.deployments)
 
 
 def _platform(session: Session) -> Plan:
@@ -121,6 +156,8 @@ def absence(one: Mapping[str, Any]) -> Subject:
     return Subject(one["kind"], one["name"], one.get("namespace"), absent=True, uid=one.get("uid"))
 
 
+#: The custom kind that a stage waits for, by its definition's name.
+_KIND_OF = {"wait_cache": "nimcaches.apps.nvidia.com", "wait_service": "nimservices.apps.nvidia.com"}
 _PLANS: dict[str, Callable[[Session], Plan]] = {
     "wait_platform": _platform,
     "wait_cache": _cache,

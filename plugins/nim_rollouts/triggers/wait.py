@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
     from nim_rollouts.clients.access import ClusterAccess
     from nim_rollouts.hooks.session import Session
+    from nim_rollouts.triggers.notes import Timeline
     from nim_rollouts.triggers.plans import Plan
 
-STARTED = "started"
+STARTED, HANGING = "started", "hanging"
 
 # A retry follows within the longest delay that the policy grants. What comes later was cleared by somebody.
 _CARRIED_S = 1800.0
@@ -93,6 +94,7 @@ class WaitTrigger(BaseTrigger):
             self.log.error("%s", one_line(error))
             yield TriggerEvent({"error": as_facts(error), "final": not is_retryable(error)})
             return
+        from nim_rollouts.triggers.notes import Notes
         from nim_rollouts.triggers.watching import Outcome, watch_until
 
         try:
@@ -101,7 +103,12 @@ class WaitTrigger(BaseTrigger):
                 outcome = Outcome([])
             else:
                 self._say_deadline(plan, started)
-                outcome = await watch_until(access, plan, started=_in_time(plan, started), say=self.log.info)
+                notes = Notes(self._note)
+                try:
+                    begun = _in_time(plan, started)
+                    outcome = await watch_until(access, plan, started=begun, say=self.log.info, hangs=notes.take)
+                finally:
+                    await notes.written()
         except Exception as error:
             # Airflow would fail the task without a word of why; so it is told, recorded and tried again as any other.
             self.log.error("the wait broke: %s", one_line(error), exc_info=not isinstance(error, NimRolloutsError))
@@ -194,6 +201,14 @@ class WaitTrigger(BaseTrigger):
             started = datetime.fromisoformat(facts["started_at"])
         session.ledger.record(self.stage, number, STARTED, {"started_at": started.isoformat()})
         return started
+
+    def _note(self, timeline: Timeline) -> None:
+        """What the wait hangs on, for whoever reads the ledger meanwhile. It decides nothing, so it fails nothing."""
+        number = int(getattr(self.task_instance, "try_number", 1) or 1)
+        try:
+            self._session().ledger.record(self.stage, number, HANGING, {"timeline": timeline})
+        except Exception as error:
+            self.log.warning("what the wait hangs on cannot be recorded: %s", one_line(error))
 
     def _stop_job(self) -> None:
         from nim_rollouts.hooks import jobs

@@ -6,12 +6,15 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from nim_rollouts.clients.watch import Watch
-from nim_rollouts.core.verdicts import Snapshot, State, Subject, Verdict
+from nim_rollouts.core.diagnosis import layer_of
+from nim_rollouts.core.patience import Patience, borne, spent_at, without_operator
+from nim_rollouts.core.verdicts import Snapshot, State, Subject, Verdict, deployment
+from nim_rollouts.triggers.notes import Timeline
 from nim_rollouts.triggers.plans import Plan
 
 if TYPE_CHECKING:
@@ -73,22 +76,52 @@ class Outcome:
 
 
 def judge_all(
-    subjects: Sequence[Subject], snapshots: Mapping[str | None, Snapshot], now: datetime
+    subjects: Sequence[Subject],
+    snapshots: Mapping[str | None, Snapshot],
+    now: datetime,
+    operators: Sequence[Subject] = (),
 ) -> list[tuple[Subject, Verdict]]:
-    """The verdict on each subject from the snapshot of its namespace."""
-    return [(subject, subject.judge(snapshots[subject.namespace], now)) for subject in subjects]
+    """The verdict on each subject from the snapshot of its namespace; of what hangs or cannot come, with its layer."""
+    pairs = []
+    missing = (deployment.away(snapshots[one.namespace], one.name) for one in operators)
+    away = next((blocker for blocker in missing if blocker is not None), None)
+    for subject in subjects:
+        objects = snapshots[subject.namespace]
+        verdict = without_operator(subject.judge(objects, now), away)
+        if verdict.blocker is not None or verdict.state in (State.FAILED, State.STUCK):
+            verdict = replace(verdict, layer=str(layer_of(subject.kind, subject.name, verdict, objects)))
+        pairs.append((subject, verdict))
+    return pairs
 
 
-async def watch_until(access: ClusterAccess, plan: Plan, *, started: datetime, say: Say) -> Outcome:
-    """Watch until all is reached, something is final, or the deadline (counted from `started`) has passed.
+def judge_plan(
+    plan: Plan, snapshots: Mapping[str | None, Snapshot], started: datetime, now: datetime
+) -> list[tuple[Subject, Verdict]]:
+    """The same for a wait that began at `started`: what has used up the budget of its step is stuck."""
+    pairs = judge_all(plan.subjects, snapshots, now, plan.operators)
+    return [(subject, borne(verdict, plan.patience, started, now)) for subject, verdict in pairs]
+
+
+async def watch_until(
+    access: ClusterAccess,
+    plan: Plan,
+    *,
+    started: datetime,
+    say: Say,
+    hangs: Callable[[Timeline], None] | None = None,
+) -> Outcome:
+    """Watch until all is reached, something is final or has used up its step's budget, or the deadline (counted from
+    `started`) has passed.
 
     An API server that does not answer ends nothing but by the deadline, and then the outcome says so
     (`Outcome.is_unseen`): what was seen before its absence is no evidence of how things stand.
+
+    :param hangs: is given the timeline so far when what the wait hangs on changes
     """
     if not plan.subjects:
         return Outcome([])
     deadline = started + timedelta(seconds=plan.deadline_s)
-    story = _Story(started, deadline, say)
+    story = _Story(started, deadline, say, hangs)
     async with AsyncExitStack() as stack:
         watches = {
             namespace: await stack.enter_async_context(Watch(access, kinds, namespace, about=plan.names_in(namespace)))
@@ -96,9 +129,10 @@ async def watch_until(access: ClusterAccess, plan: Plan, *, started: datetime, s
         }
         snapshots: dict[str | None, Snapshot] = {}
         pending = {asyncio.create_task(watch.next(_tick())): namespace for namespace, watch in watches.items()}
+        spent: list[datetime] = []
         try:
             while True:
-                left = (_due(deadline, watches.values()) - datetime.now(UTC)).total_seconds()
+                left = (min([_due(deadline, watches.values()), *spent]) - datetime.now(UTC)).total_seconds()
                 done, _ = await asyncio.wait(pending, timeout=max(left, 0.0), return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     namespace = pending.pop(task)
@@ -106,15 +140,18 @@ async def watch_until(access: ClusterAccess, plan: Plan, *, started: datetime, s
                     if snapshot is not None:
                         snapshots[namespace] = snapshot
                     pending[asyncio.create_task(watches[namespace].next(_tick()))] = namespace
-                trouble = _trouble(watches.values())
-                overdue = datetime.now(UTC) >= _due(deadline, watches.values())
-                outcome = _outcome(plan, snapshots, overdue, trouble)
+                now, trouble = datetime.now(UTC), _trouble(watches.values())
+                patience: Patience = {} if trouble else plan.patience
+                overdue = now >= _due(deadline, watches.values())
+                outcome = _outcome(replace(plan, patience=patience), snapshots, started, now, overdue, trouble)
                 story.tell(outcome, trouble)
                 if outcome is None:
                     continue
                 if outcome.reached or outcome.overdue or any(s.is_final(v) for s, v in outcome.missing):
                     outcome.timeline = story.timeline
                     return outcome
+                ends = (spent_at(verdict, patience, started) for _, verdict in outcome.missing)
+                spent = [moment for moment in ends if moment is not None]
         finally:
             for task in pending:
                 task.cancel()
@@ -141,14 +178,21 @@ def _due(deadline: datetime, watches: Iterable[Watch]) -> datetime:
     return deadline + timedelta(seconds=_GRACE_S) if _trouble(watches) else deadline
 
 
-def _outcome(plan: Plan, snapshots: Mapping[str | None, Snapshot], overdue: bool, trouble: str) -> Outcome | None:
+def _outcome(
+    plan: Plan,
+    snapshots: Mapping[str | None, Snapshot],
+    started: datetime,
+    now: datetime,
+    overdue: bool,
+    trouble: str,
+) -> Outcome | None:
     """None while not every namespace has been listed and there is time left."""
     if len(snapshots) < len(plan.groups):
         if not overdue:
             return None
         unseen = Verdict(State.PROGRESSING, _UNSEEN, "the API server has not answered yet")
         return Outcome([(subject, unseen) for subject in plan.subjects], True)
-    outcome = Outcome(judge_all(plan.subjects, snapshots, datetime.now(UTC)))
+    outcome = Outcome(judge_plan(plan, snapshots, started, now))
     final = outcome.reached or any(subject.is_final(verdict) for subject, verdict in outcome.missing)
     outcome.overdue = overdue and not final
     if outcome.overdue and trouble:
@@ -164,9 +208,11 @@ def _unseen_since(verdict: Verdict) -> Verdict:
 class _Story:
     """Says a line when something has changed or a minute has passed, and keeps the time line."""
 
-    def __init__(self, started: datetime, deadline: datetime, say: Say) -> None:
-        self.started, self.deadline, self.say = started, deadline, say
-        self.timeline: list[dict[str, Any]] = []
+    def __init__(
+        self, started: datetime, deadline: datetime, say: Say, hangs: Callable[[Timeline], None] | None
+    ) -> None:
+        self.started, self.deadline, self.say, self.hangs = started, deadline, say, hangs
+        self.timeline: Timeline = []
         self._news = ("", False)
         self._said = started - timedelta(days=1)
         self._said_of: dict[str, dict[str, str]] = {}
@@ -196,8 +242,13 @@ class _Story:
 
     def _note(self, outcome: Outcome, now: datetime) -> None:
         for subject, verdict in outcome.verdicts:
-            hangs = {"hangs_on": verdict.blocker.reason} if verdict.blocker else {}
-            said = {"subject": subject.ref, "state": str(verdict.state), "reason": verdict.reason, **hangs}
-            if self._said_of.get(subject.ref) != said and len(self.timeline) < _TIMELINE:
+            before = self._said_of.get(subject.ref, {})
+            blocker = verdict.blocker
+            said = {"subject": subject.ref, "state": str(verdict.state), "reason": verdict.reason}
+            said |= {"hangs_on": blocker.reason} if blocker else {}
+            said |= {"layer": verdict.layer} if verdict.layer else {}
+            if before != said and len(self.timeline) < _TIMELINE:
                 self._said_of[subject.ref] = said
                 self.timeline.append({"t": round((now - self.started).total_seconds(), 1), **said})
+                if self.hangs is not None and said.get("hangs_on") != before.get("hangs_on"):
+                    self.hangs(list(self.timeline))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,3 +114,33 @@ def test_what_the_node_provisioner_says_is_looked_up(
     assert "image pull not begun, start-up not begun" in diagnosis["spent"]
     assert "is stuck after" in str(stuck.value)
     assert "timeline" in diagnosis
+
+
+@pytest.mark.parametrize(("status", "layer"), [(500, "model-endpoint"), (200, "operator"), (None, "model-endpoint")])
+def test_a_silent_endpoint_is_asked(
+    waiting: World, monkeypatch: pytest.MonkeyPatch, status: int | None, layer: str
+) -> None:
+    """Nothing in the cluster tells what the operator got from /v1/models. A pod that answers us blames the operator."""
+    session = waiting.session()
+    (service,) = waiting.cluster.list("", "NIMService", session.names.namespace)
+    counts = dict.fromkeys(("replicas", "updatedReplicas", "availableReplicas"), 1)
+    template = {"spec": {"containers": [{"image": session.deployment.image.reference}]}}
+    owner = {"kind": "NIMService", "name": session.names.service, "uid": service["metadata"]["uid"]}
+    metadata = {"name": session.names.service, "namespace": session.names.namespace, "ownerReferences": [owner]}
+    waiting.cluster.put({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "status": counts,
+                         "spec": {"replicas": 1, "template": template}})  # fmt: skip
+    put_pod(waiting, {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})
+    asked: list[str] = []
+
+    def answers(method: str, path: str, **_: Any) -> Any:
+        asked.append(f"{method} {path}")
+        if status is None:
+            raise ClusterUnavailable("the kubelet does not answer")
+        return SimpleNamespace(status=status)
+
+    monkeypatch.setattr(waiting.cluster, "answers", answers)
+    with pytest.raises(WaitStuck) as stuck:
+        finish(waiting, monkeypatch, overdue=True)
+    assert asked == ["GET /v1/models"]
+    assert (stuck.value.layer, stuck.value.reason) == (layer, "model-endpoint-unavailable")
+    assert (f"Pod/s-x GET /v1/models={status}" in str(stuck.value)) is (status is not None)

@@ -75,7 +75,7 @@ async def test_a_deadline_that_is_over_leaves_time_to_look(
     """Of a retry, and of a triggerer that was away for long."""
     seen: list[datetime] = []
 
-    async def watch(access: Any, plan: Any, *, started: datetime, say: Any) -> Outcome:
+    async def watch(access: Any, plan: Any, *, started: datetime, **_: Any) -> Outcome:
         seen.append(started + timedelta(seconds=plan.deadline_s))
         return Outcome([])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nim_rollouts.clients.ledger import Ledger
 from nim_rollouts.clients.rest import ApiRefusal
 from nim_rollouts.core.errors import (
     ClusterMissing,
@@ -20,10 +21,12 @@ from nim_rollouts.core.errors import (
     WaitFailed,
     WaitStuck,
 )
+from nim_rollouts.core.patience import Step
 from nim_rollouts.core.verdicts import Subject
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators.waits import WaitBenchmarkOperator, WaitGoneOperator
 from nim_rollouts.triggers import wait
+from nim_rollouts.triggers.plans import plan_for
 from nim_rollouts.triggers.wait import WaitTrigger
 from nim_rollouts.triggers.watching import Outcome, judge_all
 from tests.unit.operators.conftest import DEPLOYMENT, ENVIRONMENT, World
@@ -65,7 +68,7 @@ def job(world: World, *conditions: str) -> dict[str, Any]:
 async def test_the_event_carries_the_outcome_and_the_time(waiting: World, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    async def watch(access: Any, plan: Any, *, started: datetime, say: Any) -> Outcome:
+    async def watch(access: Any, plan: Any, *, started: datetime, say: Any, hangs: Any) -> Outcome:
         seen.update(plan=plan, started=started)
         return Outcome([])
 
@@ -75,10 +78,48 @@ async def test_the_event_carries_the_outcome_and_the_time(waiting: World, monkey
     assert seen["plan"].subjects[0].name == waiting.session().names.benchmark_job
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_what_it_hangs_on_is_in_the_ledger_before_it_ends(
+    waiting: World, monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    async def watch(access: Any, plan: Any, *, hangs: Any, **_: Any) -> Outcome:
+        for reason in ("unschedulable", "image-pull-failing"):
+            hangs([{"t": 1.0, "hangs_on": reason}])
+        return Outcome([])
+
+    monkeypatch.setattr("nim_rollouts.triggers.watching.watch_until", watch)
+    record = Ledger.record
+
+    def flaky(self: Ledger, stage: str, number: int, kind: str, facts: Any) -> str:
+        if away and kind == "hanging":
+            raise StoreUnavailable("away")
+        return record(self, stage, number, kind, facts)
+
+    monkeypatch.setattr(Ledger, "record", flaky)
+    assert (await event(trigger()))["reached"] is True
+    told = waiting.session().ledger.read("wait_benchmark", "hanging")
+    assert told == (None if away else {"timeline": [{"t": 1.0, "hangs_on": "image-pull-failing"}]})
+
+
 async def test_a_restarted_triggerer_goes_on_with_the_deadline(waiting: World) -> None:
     first = trigger()._prepare()[2]
     assert trigger()._prepare()[2] == first
     assert trigger(try_number=2)._prepare()[2] > first, "another try has time of its own"
+
+
+def test_each_step_has_its_budget_and_a_kind_its_operator(waiting: World) -> None:
+    session = waiting.session()
+    (addon,) = session.environment.addons
+    deployments = addon.requires.model_copy(update={"deployments": ["the-operator"]})
+    session.environment.addons[:] = [addon.model_copy(update={"requires": deployments})]
+    budgets = session.environment.budgets
+    cache, service = plan_for("wait_cache", session), plan_for("wait_service", session)
+    assert cache.patience[Step.NODE_LAUNCH] == budgets.node_launch_s and Step.START_UP not in cache.patience
+    assert service.patience[Step.START_UP] == budgets.service_s
+    assert [one.ref for one in cache.operators] == ["Deployment/the-operator"]
+    assert cache.groups.keys() == {session.names.namespace, addon.namespace}
+    assert service.operators == (), "this add-on does not bring NIMServices"
+    assert plan_for("wait_benchmark", session).operators == ()
 
 
 async def test_a_wait_of_an_older_run_is_refused(waiting: World) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from nim_rollouts.core.layers import remedy_of
+from nim_rollouts.core.patience import Step
 from nim_rollouts.core.verdicts import Snapshot, State, Subject
 from nim_rollouts.triggers import watching
 from nim_rollouts.triggers.plans import Plan
-from nim_rollouts.triggers.watching import Outcome, watch_until
+from nim_rollouts.triggers.watching import Outcome, judge_all, watch_until
 
 JOB = Subject("Job", "job", "ns")
+OPERATOR = (Subject("Deployment", "operator", "ops"),)
 
 
 def job(*conditions: str) -> dict[str, Any]:
@@ -152,6 +154,96 @@ async def test_a_broken_watch_is_told(script: type[Script]) -> None:
     script.snapshots, script.problem = {"ns": [snapshot(job()), snapshot(job("Complete"))]}, "Job: connection refused"
     _, said = await wait()
     assert "not following: Job: connection refused" in said[0]
+
+
+def hanging(moment: datetime, words: str = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.") -> Snapshot:
+    """The Job's pod has had no node since that moment, and the cloud has none to give."""
+    since = moment.isoformat()
+    scheduled = {
+        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words,
+        "lastTransitionTime": since,
+    }  # fmt: skip
+    owner = {"kind": "Job", "name": "job", "uid": "1"}
+    pod = {
+        "kind": "Pod", "metadata": {"name": "job-x", "namespace": "ns", "uid": "2", "ownerReferences": [owner]},
+        "status": {"phase": "Pending", "conditions": [scheduled]},
+    }  # fmt: skip
+    said = {
+        "kind": "Event", "metadata": {"name": "e", "namespace": "ns"}, "reason": "FailedScheduling",
+        "message": "incompatible with nodepool g5 (no instance type has the required offering)",
+        "lastTimestamp": since, "involvedObject": {"kind": "Pod", "name": "job-x", "uid": "2"},
+    }  # fmt: skip
+    return {"Job": [job()], "Pod": [pod], "Event": [said]}
+
+
+async def test_what_it_hangs_on_is_told_at_once_and_ends_it_with_its_step(script: type[Script]) -> None:
+    begin = datetime.now(UTC)
+    script.snapshots = {"ns": [snapshot(job()), hanging(begin)]}
+    said: list[str] = []
+    noted: list[list[dict[str, Any]]] = []
+    plan = Plan((JOB,), 3600, "test", patience={Step.NODE_LAUNCH: 1})
+    outcome = await watch_until(None, plan, started=begin, say=said.append, hangs=noted.append)
+    took = (datetime.now(UTC) - begin).total_seconds()
+    assert "(capacity, unschedulable-gpu)" in said[1] and "no instance type has the required offering" in said[1]
+    assert [step.get("hangs_on") for step in noted[0]] == [None, "unschedulable-gpu"]
+    assert noted[0][1]["layer"] == "capacity" and noted[0][1]["t"] < 0.5
+    verdict = outcome.missing[0][1]
+    assert (verdict.state, verdict.reason) == (State.STUCK, "unschedulable-gpu")
+    assert not outcome.overdue and 1 <= took < 1.5, "it wakes for the budget's end, whatever the watch does"
+
+
+def operator(available: int, since: datetime) -> Snapshot:
+    condition = {"type": "Available", "status": "False", "lastTransitionTime": since.isoformat()}
+    status = {"availableReplicas": available, "conditions": [condition]}
+    found = {"kind": "Deployment", "metadata": {"name": "operator", "namespace": "ops", "uid": "9"}, "status": status}
+    return {"Deployment": [found], "ReplicaSet": [], "Pod": [], "Event": []}
+
+
+async def test_an_operator_that_is_away_is_what_the_wait_hangs_on(script: type[Script]) -> None:
+    begin = datetime.now(UTC)
+    script.snapshots = {"ns": [snapshot(job())], "ops": [operator(1, begin), operator(0, begin)]}
+    said: list[str] = []
+    plan = Plan((JOB,), 60, "test", patience={Step.OPERATOR: 1}, operators=OPERATOR)
+    outcome = await watch_until(None, plan, started=begin, say=said.append)
+    assert "operator" not in said[0] and "(operator, operator-unavailable)" in said[1]
+    assert [(subject.name, verdict.state) for subject, verdict in outcome.missing] == [("job", State.STUCK)]
+    assert outcome.missing[0][1].reason == "operator-unavailable"
+
+
+async def test_an_operator_that_is_away_takes_nothing_from_what_is_there(script: type[Script]) -> None:
+    script.snapshots = {"ns": [snapshot(job("Complete"))], "ops": [operator(0, datetime.now(UTC))]}
+    plan = Plan((JOB,), 60, "test", patience={Step.OPERATOR: 1}, operators=OPERATOR)
+    outcome = await watch_until(None, plan, started=datetime.now(UTC), say=lambda text: None)
+    assert outcome.reached
+
+
+async def test_what_cannot_be_followed_uses_up_no_budget(script: type[Script], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pod may have a node by now: an API server that is away is no verdict, and no busy loop either."""
+    script.snapshots, script.problem = {"ns": [hanging(datetime.now(UTC) - timedelta(hours=1))]}, "Pod: refused"
+    monkeypatch.setattr(watching, "_GRACE_S", 0.3)
+    looks: list[datetime] = []
+    judge = watching.judge_plan
+    monkeypatch.setattr(watching, "judge_plan", lambda *given: looks.append(given[3]) or judge(*given))
+    begin = datetime.now(UTC)
+    plan = Plan((JOB,), 1, "test", patience={Step.NODE_LAUNCH: 0})
+    outcome = await watch_until(None, plan, started=begin, say=lambda text: None)
+    assert outcome.overdue and (datetime.now(UTC) - begin).total_seconds() >= 1
+    assert len(looks) < 80, "a look a tick, no more"
+
+
+async def test_a_node_that_comes_in_time_is_no_matter(script: type[Script]) -> None:
+    script.snapshots = {"ns": [hanging(datetime.now(UTC)), snapshot(job("Complete"))]}
+    plan = Plan((JOB,), 60, "test", patience={Step.NODE_LAUNCH: 1})
+    outcome = await watch_until(None, plan, started=datetime.now(UTC), say=lambda text: None)
+    assert outcome.reached
+
+
+def test_a_node_that_was_found_after_all_is_no_lack_of_capacity() -> None:
+    objects = hanging(datetime(2026, 1, 1, tzinfo=UTC))
+    nominated = {**objects["Event"][0], "reason": "Nominated", "message": "Pod should schedule on: nodeclaim/g5-1"}
+    nominated |= {"lastTimestamp": "2026-01-01T00:00:09+00:00", "metadata": {"name": "f", "namespace": "ns"}}
+    ((_, verdict),) = judge_all([JOB], {"ns": {**objects, "Event": [*objects["Event"], nominated]}}, datetime.now(UTC))
+    assert verdict.blocker is not None and "required offering" not in verdict.blocker.message
 
 
 async def test_nothing_to_wait_for_is_reached() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, Verdict, failed, gone, healthy, progressing
-from nim_rollouts.core.verdicts.objects import events_of, find, is_deleting, name_of, ref, status
+from nim_rollouts.core.verdicts.objects import events_of, find, is_deleting, moment_of, name_of, ref, status
 
 KINDS = ("PersistentVolumeClaim", "Event")
 
@@ -37,5 +37,6 @@ def unbound(objects: Snapshot, claim: Object) -> Blocker | None:
                 "volume-unbound",
                 f"claim {name_of(claim)} is not bound: {event.get('message')}",
                 [f"{ref(claim, 'PersistentVolumeClaim')} phase=Pending", "Event ProvisioningFailed"],
+                moment_of(event, first=True),
             )
     return None

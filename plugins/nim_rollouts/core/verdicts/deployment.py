@@ -5,12 +5,33 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from nim_rollouts.core.verdicts.model import Snapshot, Verdict, gone, healthy, progressing
-from nim_rollouts.core.verdicts.objects import count, find, is_deleting, owned, selected, status
+from nim_rollouts.core.verdicts.model import Blocker, Snapshot, Verdict, gone, healthy, progressing
+from nim_rollouts.core.verdicts.objects import condition, count, find, is_deleting, owned, selected, status
 from nim_rollouts.core.verdicts.pods import diagnose, refused
 from nim_rollouts.core.verdicts.workloads import is_observed, newest_of
 
 KINDS = ("Deployment", "ReplicaSet", "Pod", "Event")
+
+
+def away(objects: Snapshot, name: str) -> Blocker | None:
+    """That a Deployment has no pod that serves, as what others hang on: an operator that is away moves nothing."""
+    deployment = find(objects, "Deployment", name)
+    where = f"Deployment/{name}"
+    if deployment is None:
+        return Blocker(
+            "operator-unavailable", f"the operator is away: Deployment {name} does not exist", [f"{where} absent"]
+        )
+    if count(status(deployment), "availableReplicas"):
+        return None
+    pods = selected(objects, "Pod", ((deployment.get("spec") or {}).get("selector") or {}).get("matchLabels") or {})
+    trouble = diagnose(objects, pods)
+    message = f"the operator is away: no pod of Deployment {name} is available" + (
+        f", {trouble.message}" if trouble else ""
+    )
+    since = str(condition(deployment, "Available").get("lastTransitionTime") or "")
+    return Blocker(
+        "operator-unavailable", message, [f"{where} available=0", *(trouble.evidence if trouble else ())], since
+    )
 
 
 def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:

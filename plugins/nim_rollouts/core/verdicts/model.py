@@ -28,12 +28,16 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Blocker:
-    """Evidence that would make a wait stuck. It says so only once the wait's deadline has passed: a pod that fits no
-    node is normal while a node is being started."""
+    """Evidence that would make a wait stuck. It is told at once, and ends the wait only when the budget of its step
+    (`core.patience`) or the deadline is spent: a pod that fits no node is normal while a node is being started.
+
+    :param since: when the step began, as the API server writes a time; empty where the objects do not say
+    """
 
     reason: str
     message: str
     evidence: list[str] = field(default_factory=list)
+    since: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Verdict:
     :param message: for a person, one sentence without a full stop
     :param evidence: the objects and values that show it, `Kind/name field=value`
     :param blocker: what it hangs on just now, for a verdict that is still progressing
+    :param layer: at fault, where the objects say more than the slug does (`core.diagnosis.layer_of`)
     """
 
     state: State
@@ -51,26 +56,28 @@ class Verdict:
     message: str
     evidence: list[str] = field(default_factory=list)
     blocker: Blocker | None = None
+    layer: str = ""
 
     def overdue(self) -> Verdict:
         """The same, once the deadline has passed: what was progressing is stuck, for the blocker's reason if known."""
         if self.state is not State.PROGRESSING:
             return self
         if self.blocker is not None:
-            return Verdict(
-                State.STUCK, self.blocker.reason, self.blocker.message, [*self.evidence, *self.blocker.evidence]
-            )
+            evidence = [*self.evidence, *self.blocker.evidence]
+            return Verdict(State.STUCK, self.blocker.reason, self.blocker.message, evidence, layer=self.layer)
         reason = "finalizer-stuck" if self.reason == "deleting" else self.reason
         return replace(self, state=State.STUCK, reason=reason)
 
     @property
     def in_words(self) -> str:
-        """State, message and what it hangs on, for a progress line."""
-        text = f"{self.state}: {self.message}"
-        if self.blocker is None:
+        """State, message, and layer and slug of what it hangs on or cannot come for, for a progress line."""
+        text, reason = f"{self.state}: {self.message}", self.reason
+        if self.blocker is not None:
+            reason = self.blocker.reason
+            text += "" if self.blocker.message == self.message else f"; {self.blocker.message}"
+        elif self.state not in (State.FAILED, State.STUCK):
             return text
-        layer = remedy_of(self.blocker.reason).layer
-        return f"{text}; {self.blocker.message} ({layer}, {self.blocker.reason})"
+        return f"{text} ({self.layer or remedy_of(reason).layer}, {reason})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a trigger's event or the ledger."""
@@ -86,6 +93,7 @@ class Verdict:
             data["message"],
             list(data.get("evidence") or []),
             Blocker(**blocker) if blocker else None,
+            data.get("layer") or "",
         )
 
 

@@ -61,8 +61,8 @@ def judge(objects: Snapshot, name: str, now: datetime) -> Verdict:
     if waiting:
         service, verdict = max(waiting, key=lambda pair: _weight(pair[1]))
         message = f"{len(asked) - len(waiting)} of {len(asked)} services are ready; {service}: {verdict.message}"
-        if verdict.blocker is None and verdict.reason.startswith("image-pull-"):
-            return progressing(verdict.reason, message, [*evidence, *verdict.evidence])
+        if verdict.reason.startswith("image-pull-"):
+            return progressing(verdict.reason, message, [*evidence, *verdict.evidence], verdict.blocker)
         return progressing(stage, message, evidence, _blocker(verdict))
     return _all_serve(state, verdicts, status(pipeline).get("states") or {}, evidence)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nim_rollouts.core.clues import of_nodes
 from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, Verdict, failed, progressing, stuck
 from nim_rollouts.core.verdicts.objects import (
     condition,
@@ -66,19 +67,21 @@ class Trouble:
     shown: bool = False
     """True when the reason itself is to be shown while it is not yet final."""
     hangs: bool = False
+    since: str = ""
+    """When the step began in which the pod is: see `Blocker.since`."""
 
     def verdict(self, stage: str, message: str, evidence: list[str]) -> Verdict:
         """The verdict on what the pod belongs to, which is otherwise in `stage`."""
         if self.final:
             return (stuck if self.hangs else failed)(self.reason, self.message, self.evidence)
         if self.shown:
-            return progressing(self.reason, self.message, [*evidence, *self.evidence])
+            return progressing(self.reason, self.message, [*evidence, *self.evidence], self.blocker)
         return progressing(stage, message, evidence, self.blocker)
 
     @property
     def blocker(self) -> Blocker:
         """As what a wait hangs on."""
-        return Blocker(self.reason, self.message, self.evidence)
+        return Blocker(self.reason, self.message, self.evidence, self.since)
 
 
 def diagnose(objects: Snapshot, pods: Iterable[Object]) -> Trouble | None:
@@ -117,7 +120,7 @@ def is_quota(text: str) -> bool:
 
 
 def _troubles(objects: Snapshot, pod: Object) -> Iterable[Trouble]:
-    scheduling = _scheduling(pod)
+    scheduling = _scheduling(objects, pod)
     if scheduling:
         yield scheduling
     state = status(pod)
@@ -145,7 +148,7 @@ def _troubles(objects: Snapshot, pod: Object) -> Iterable[Trouble]:
                 yield probe
 
 
-def _scheduling(pod: Object) -> Trouble | None:
+def _scheduling(objects: Snapshot, pod: Object) -> Trouble | None:
     scheduled = condition(pod, "PodScheduled")
     if scheduled.get("status") != "False" or scheduled.get("reason") not in _NOT_PLACED:
         return None
@@ -158,7 +161,21 @@ def _scheduling(pod: Object) -> Trouble | None:
         reason = "unschedulable-gpu"
     else:
         reason = "unschedulable"
-    return _trouble(pod, reason, f"no node for the pod: {message}", final=False)
+    said = provisioner_said(objects, pod)
+    message = f"no node for the pod: {message}" + (f"; the node provisioner: {_tail(said)}" if said else "")
+    return _trouble(pod, reason, message, final=False)
+
+
+def provisioner_said(objects: Snapshot, pod: Object) -> str | None:
+    """Why no node is started for a pod, in the words of whoever starts nodes; None once it has found one after all.
+
+    (Karpenter tells both on the pod: FailedScheduling, as the scheduler does, and Nominated.)"""
+    found = ("", "")
+    for event in events_of(objects, pod):
+        text = str(event.get("message") or "")
+        if event.get("reason") == "Nominated" or (event.get("reason") == "FailedScheduling" and of_nodes([text])):
+            found = max(found, (moment_of(event), text if event["reason"] == "FailedScheduling" else ""))
+    return found[1] or None
 
 
 def _mount(objects: Snapshot, pod: Object) -> Trouble | None:
@@ -267,7 +284,8 @@ def _startup_probe(objects: Snapshot, pod: Object, container: Mapping[str, Any])
         return None
     how = "its startup probe keeps failing" if said else "it has not passed its startup probe yet"
     message = f"container {container.get('name')} runs, {how}"
-    return _trouble(pod, "startup-probe-failing", f"{message}: {said}" if said else message, final=False)
+    began = str(((container.get("state") or {}).get("running") or {}).get("startedAt") or "")
+    return _trouble(pod, "startup-probe-failing", f"{message}: {said}" if said else message, final=False, since=began)
 
 
 def probe_said(objects: Snapshot, pod: Object) -> str | None:
@@ -295,9 +313,12 @@ def _trouble(
     shown: bool = False,
     hangs: bool = False,
     state: str | None = None,
+    since: str = "",
 ) -> Trouble:
     where = f"{ref(pod, 'Pod')}" + (f" state={state}" if state else "")
-    return Trouble(reason, " ".join(message.split()), [where], final, shown, hangs)
+    # A pod's time without a node begins with this condition, and so does that of its pulls and mounts once it has one.
+    since = since or str(condition(pod, "PodScheduled").get("lastTransitionTime") or "")
+    return Trouble(reason, " ".join(message.split()), [where], final, shown, hangs, since)
 
 
 def _tail(text: str, length: int = 220) -> str:

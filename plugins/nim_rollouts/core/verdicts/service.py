@@ -7,7 +7,7 @@ does Ready count. NotReady and Failed are never final in themselves; the pods sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -125,12 +125,17 @@ def _rolling_out(
         return trouble.verdict(stage, message, evidence)
     failing = _not_reconciled(service)
     if failing is None and deployment is not None and is_complete(deployment, wanted) and wanted.replicas > 0:
-        return progressing(
-            "model-endpoint-unavailable", "all pods are ready, /v1/models does not answer the operator yet", evidence
-        )
+        return _silent(pods, evidence)
     makers = [deployment, *owned(objects, "ReplicaSet", deployment)] if deployment is not None else []
     blocker = _not_propagated(deployment, wanted, evidence) or refused(objects, makers) or failing
     return progressing(stage, message, evidence, blocker)
+
+
+def _silent(pods: Sequence[Object], evidence: list[str]) -> Verdict:
+    """The operator asks /v1/models once the pods are ready, and says nothing of an answer that it does not like."""
+    reason, message = "model-endpoint-unavailable", "all pods are ready, /v1/models does not answer the operator yet"
+    ready = [str(condition(pod, "Ready").get("lastTransitionTime") or "") for pod in pods]
+    return progressing(reason, message, evidence, Blocker(reason, message, [], max(ready, default="")))
 
 
 def _pods(objects: Snapshot, deployment: Object | None, wanted: Desired) -> list[Object]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 import yaml
 
+from nim_rollouts.core.patience import STEP_OF
 from nim_rollouts.core.verdicts import State, Verdict
 
 from .replay import RECORDINGS, Recording, load, verdicts
@@ -128,6 +129,17 @@ def test_nothing_is_said_too_early(scenario: str, subject: str) -> None:
         if verdict.state in (State.HEALTHY, State.FAILED, State.STUCK):
             assert str(verdict.state) in earliest, (t, verdict)
             assert t >= earliest[str(verdict.state)] - 1e-6, (t, verdict)
+
+
+@pytest.mark.parametrize(("scenario", "subject"), SUBJECTS)
+def test_what_may_be_said_only_after_a_deadline_is_told_from_its_first_instant(scenario: str, subject: str) -> None:
+    recording = load(scenario)
+    phases = recording.expected["subjects"][subject]["phases"]
+    for t, verdict in verdicts(recording, subject):
+        phase = phase_at(phases, t)
+        if phase.get("needs_deadline") and same_phase(phases, t):
+            assert verdict.blocker is not None and verdict.blocker.reason == phase["reason"], (t, verdict)
+            assert verdict.blocker.since or verdict.blocker.reason not in STEP_OF, (t, verdict)
 
 
 @pytest.mark.parametrize(("scenario", "subject"), SUBJECTS)

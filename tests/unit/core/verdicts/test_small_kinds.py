@@ -243,3 +243,19 @@ def test_a_selection_pod_that_has_ended_is_named() -> None:
     overdue = verdict.overdue()
     assert said(overdue) == ("stuck", "selection-pod-ended")
     assert "has ended (Failed)" in overdue.message and "Pod/c-pod" in " ".join(overdue.evidence)
+
+
+def test_a_deployment_without_a_pod_that_serves_is_away() -> None:
+    scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes: cpu"}
+    pod = obj("Pod", "o-x", metadata={"labels": {"app": "o"}}, status={"conditions": [scheduled]})
+    spec = {"selector": {"matchLabels": {"app": "o"}}}
+    gone_since = {
+        "conditions": [{"type": "Available", "status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}]
+    }
+    found = deployment.away({"Deployment": [obj("Deployment", "o", spec=spec, status=gone_since)], "Pod": [pod]}, "o")
+    assert found is not None and found.since == "2026-01-01T00:00:00Z"
+    assert "no pod of Deployment o is available, no node for the pod" in found.message and "Pod/o-x" in found.evidence
+    serving = obj("Deployment", "o", spec=spec, status={"availableReplicas": 1, "replicas": 2})
+    assert deployment.away({"Deployment": [serving]}, "o") is None, "a rollout of it goes on, and it serves"
+    missing = deployment.away({}, "o")
+    assert missing is not None and missing.reason == "operator-unavailable"

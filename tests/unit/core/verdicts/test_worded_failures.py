@@ -349,6 +349,27 @@ def test_a_claim_that_was_there_before_has_its_own_name() -> None:
     assert told(snapshot, "NIMCache", "c")[:3] == ("progressing", "volume-unbound", "volume")
 
 
+@pytest.mark.parametrize(
+    ("container", "slug", "layer"),
+    [
+        ({**waiting("CrashLoopBackOff"), "restartCount": 4,
+          "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}}}, "crash-loop", "operator"),
+        ({**waiting("CrashLoopBackOff"), "restartCount": 4,
+          "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}, "crash-loop-oom", "memory"),
+        ({"ready": False, "state": {"running": {"startedAt": "2026-01-01T00:02:00Z"}}, "started": True},
+         "rollout-in-progress", "operator"),
+        (waiting("ImagePullBackOff", PULL + HEAD + "503 Service Unavailable"), "image-pull-failing", "image-pull"),
+    ],
+)  # fmt: skip
+def test_an_operator_that_does_not_run_is_the_operators_layer(container: Any, slug: str, layer: str) -> None:
+    """A Deployment that is waited for by itself is an add-on's; behind a service the same is the model's."""
+    snapshot = serving(container)
+    snapshot["Deployment"][0]["spec"]["selector"] = {"matchLabels": {"app": "s"}}
+    assert told(snapshot, "Deployment", "s")[1:3] == (slug, layer)
+    if slug == "crash-loop":
+        assert told(snapshot)[1:3] == ("crash-loop", "model-endpoint")
+
+
 def test_the_operators_own_error_is_no_silent_endpoint() -> None:
     snapshot = serving({"ready": True, "started": True, "state": {"running": {}}}, phase="Running")
     counts = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}
