@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from nim_rollouts.core.verdicts.model import Blocker, State, Verdict
+from nim_rollouts.core.verdicts.objects import time_of
 
 
 class Step(StrEnum):
@@ -63,12 +64,13 @@ def spent_at(verdict: Verdict, patience: Patience, started: datetime) -> datetim
     :param started: when the try began to wait: one that was cleared after a repair gives the step its time anew
     """
     blocker = verdict.blocker
-    if verdict.state is not State.PROGRESSING or blocker is None or not blocker.since:
+    since = time_of(blocker.since) if blocker is not None else None
+    if verdict.state is not State.PROGRESSING or blocker is None or since is None:
         return None
     step = STEP_OF.get(blocker.reason)
     if step is None or step not in patience:
         return None
-    return max(datetime.fromisoformat(blocker.since), started) + timedelta(seconds=patience[step])
+    return max(since, started) + timedelta(seconds=patience[step])
 
 
 def borne(verdict: Verdict, patience: Patience, started: datetime, now: datetime) -> Verdict:

@@ -49,12 +49,13 @@ def test_a_wait_that_begins_later_gives_the_step_its_time_anew() -> None:
     [
         progressing("cache-downloading", "on its way"),
         hanging(since=""),
+        hanging(since="yesterday"),
         hanging("quota-exceeded"),
         hanging("model-endpoint-unavailable"),
         healthy("ready", "serves"),
         failed("crash-loop-oom", "out of memory"),
     ],
-    ids=["nothing", "no time", "no step", "no budget", "healthy", "failed"],
+    ids=["nothing", "no time", "no moment", "no step", "no budget", "healthy", "failed"],
 )
 def test_what_no_budget_applies_to_stays_as_it_is(verdict: Verdict) -> None:
     assert spent_at(verdict, PATIENCE, NOON) is None
