@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from rehearsal.aws import eks_access, eks_addons, eks_cluster
+from rehearsal.aws import eks_access, eks_addons, eks_cluster, eks_nodegroups
 from rehearsal.aws.eks_cluster import ApiServer
 from rehearsal.aws.eks_state import Call, Caller, Clusters, EksError, Json, not_found
 
@@ -27,6 +27,7 @@ _ROUTES: dict[tuple[str, str], Callable[[Clusters, Call], Json]] = {
     ("POST", "clusters/*/updates"): eks_cluster.update_version,
     ("GET", "clusters/*/updates"): eks_cluster.list_updates,
     ("GET", "clusters/*/updates/*"): eks_cluster.describe_update,
+    ("POST", "clusters/*/node-groups/*/update-version"): eks_nodegroups.update_version,
     ("GET", "access-policies"): eks_access.list_policies,
     ("POST", "clusters/*/access-entries"): eks_access.create,
     ("GET", "clusters/*/access-entries"): eks_access.list_entries,
@@ -54,7 +55,8 @@ _COMPLETED: dict[tuple[str, str], Callable[..., tuple[int, Json]]] = {
     ("POST", "clusters"): eks_cluster.create,
     ("GET", "clusters/*"): eks_cluster.describe,
     ("DELETE", "clusters/*"): eks_cluster.delete,
-    ("POST", "clusters/*/node-groups"): eks_cluster.create_nodegroup,
+    ("POST", "clusters/*/node-groups"): eks_nodegroups.create,
+    ("POST", "clusters/*/node-groups/*/update-config"): eks_nodegroups.update_config,
 }
 
 

@@ -9,12 +9,19 @@ from typing import Any
 
 def close() -> None:
     """Patch moto's models. Safe to call again."""
+    from moto.ec2.models.launch_templates import LaunchTemplate
     from moto.ec2.models.nat_gateways import NatGatewayBackend
     from moto.ec2.models.security_groups import SecurityGroupRule
+    from moto.efs.responses import EFSResponse
     from moto.s3.models import FakeBucket
 
+    EFSResponse.delete_file_system_policy = _delete_file_system_policy
     FakeBucket.get_permission = _bucket_permission
     SecurityGroupRule.description = property(_rule_description)
+    # moto keeps a template's tags as they were when it was made; what CreateTags adds later does not show.
+    LaunchTemplate.tags = property(lambda template: template.get_tags(), lambda template, tags: None)
+    if not hasattr(LaunchTemplate.create_version, "_own_tags_apart"):
+        LaunchTemplate.create_version = _own_tags_apart(LaunchTemplate.create_version)
     if not hasattr(NatGatewayBackend.delete_nat_gateway, "_also_interface"):
         NatGatewayBackend.delete_nat_gateway = _also_interface(NatGatewayBackend.delete_nat_gateway)
 
@@ -29,6 +36,29 @@ def _also_interface(delete: Callable[[Any, str], Any]) -> Callable[[Any, str], A
 
     delete_nat_gateway._also_interface = True  # type: ignore[attr-defined]
     return delete_nat_gateway
+
+
+def _delete_file_system_policy(response: Any) -> tuple[str, dict[str, str]]:
+    """EFS DeleteFileSystemPolicy, which moto lacks; a file system without a policy is no error there."""
+    file_system = response.efs_backend.file_systems_by_id.get(response._get_param("FileSystemId"))
+    if file_system is None:
+        from moto.efs.exceptions import FileSystemNotFound
+
+        raise FileSystemNotFound(response._get_param("FileSystemId"))
+    file_system.file_system_policy = None
+    return "{}", {"Content-Type": "application/json"}
+
+
+def _own_tags_apart(create: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+    """moto takes a launch template's own tags for tags of what it launches; terraform would remove them for ever."""
+
+    def create_version(template: Any, data: dict[str, Any], description: str) -> Any:
+        if specifications := data.get("TagSpecifications"):
+            data["TagSpecifications"] = [one for one in specifications if one["ResourceType"] != "launch-template"]
+        return create(template, data, description)
+
+    create_version._own_tags_apart = True  # type: ignore[attr-defined]
+    return create_version
 
 
 def _rule_description(rule: Any) -> str | None:
