@@ -15,6 +15,7 @@ def close() -> None:
     from moto.efs.responses import EFSResponse
     from moto.s3.models import FakeBucket
 
+    EFSResponse.update_file_system = _update_file_system
     EFSResponse.delete_file_system_policy = _delete_file_system_policy
     FakeBucket.get_permission = _bucket_permission
     SecurityGroupRule.description = property(_rule_description)
@@ -38,15 +39,27 @@ def _also_interface(delete: Callable[[Any, str], Any]) -> Callable[[Any, str], A
     return delete_nat_gateway
 
 
-def _delete_file_system_policy(response: Any) -> tuple[str, dict[str, str]]:
-    """EFS DeleteFileSystemPolicy, which moto lacks; a file system without a policy is no error there."""
-    file_system = response.efs_backend.file_systems_by_id.get(response._get_param("FileSystemId"))
-    if file_system is None:
-        from moto.efs.exceptions import FileSystemNotFound
+def _update_file_system(response: Any) -> tuple[str, dict[str, Any]]:
+    """EFS UpdateFileSystem, which moto lacks: another throughput mode, at once."""
+    file_system = _file_system(response)
+    file_system.throughput_mode = response._get_param("ThroughputMode") or file_system.throughput_mode
+    file_system.provisioned_throughput_in_mibps = response._get_param("ProvisionedThroughputInMibps")
+    return json.dumps(file_system.info_json()), {"status": 202, "Content-Type": "application/json"}
 
-        raise FileSystemNotFound(response._get_param("FileSystemId"))
-    file_system.file_system_policy = None
+
+def _delete_file_system_policy(response: Any) -> tuple[str, dict[str, Any]]:
+    """EFS DeleteFileSystemPolicy, which moto lacks; a file system without a policy is no error there."""
+    _file_system(response).file_system_policy = None
     return "{}", {"Content-Type": "application/json"}
+
+
+def _file_system(response: Any) -> Any:
+    from moto.efs.exceptions import FileSystemNotFound
+
+    file_system_id = response._get_param("FileSystemId")
+    if file_system_id not in response.efs_backend.file_systems_by_id:
+        raise FileSystemNotFound(file_system_id)
+    return response.efs_backend.file_systems_by_id[file_system_id]
 
 
 def _own_tags_apart(create: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:

@@ -38,7 +38,7 @@ data "aws_iam_policy_document" "interruption_queue" {
     condition {
       test     = "ArnEquals"
       variable = "aws:SourceArn"
-      values   = [for rule in aws_cloudwatch_event_rule.interruption : rule.arn]
+      values   = [for key in keys(local.interruption_events) : "arn:${local.partition}:events:${var.region}:${local.account_id}:rule/${var.cluster_name}-${key}"]
     }
   }
 

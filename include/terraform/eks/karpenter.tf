@@ -1,5 +1,6 @@
 # Karpenter's rights in AWS, for releases of 1.6 to 1.14. It may make and end instances of this cluster's node pools and
-# nothing else: every right to change is bound to the tags that it puts on all it makes.
+# nothing else: every right to change is bound to the tags that it puts on all it makes. ARNs are written out, so that
+# who reads the plan sees the rights in full.
 locals {
   owned_key = "kubernetes.io/cluster/${var.cluster_name}"
   ec2       = "arn:${local.partition}:ec2:${var.region}"
@@ -46,7 +47,7 @@ locals {
       { actions = ["ec2:RunInstances", "ec2:CreateFleet", "ec2:CreateLaunchTemplate"], resources = local.launched, conditions = ["to_be_ours"] },
       { actions = ["ec2:CreateTags"], resources = local.launched, conditions = ["to_be_ours", "while_creating"] },
       { actions = ["ec2:CreateTags"], resources = ["${local.ec2}:*:instance/*"], conditions = ["ours", "names_after_launch"] },
-      { actions = ["iam:PassRole"], resources = [aws_iam_role.this["node"].arn], conditions = ["to_ec2"] },
+      { actions = ["iam:PassRole"], resources = ["arn:${local.partition}:iam::${local.account_id}:role/${var.cluster_name}-node"], conditions = ["to_ec2"] },
     ]
     remove = [
       { actions = ["ec2:TerminateInstances", "ec2:DeleteLaunchTemplate"], resources = ["${local.ec2}:*:instance/*", "${local.ec2}:*:launch-template/*"], conditions = ["ours"] },
