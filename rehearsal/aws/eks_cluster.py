@@ -105,6 +105,7 @@ def update_config(clusters: Clusters, call: Call) -> Json:
         value = call.body[key]
         cluster.settings[key] = cluster.settings.get(key, {}) | value if isinstance(value, dict) else value
     if network := call.body.get("resourcesVpcConfig"):
+        _check_zones(cluster, network.get("subnetIds"))
         cluster.settings["resourcesVpcConfig"] |= network
         return cluster.record_update("VpcConfigUpdate" if "subnetIds" in network else "EndpointAccessUpdate")
     if logging := call.body.get("logging"):
@@ -198,6 +199,22 @@ def _vpc_of(call: Call, subnet_ids: list[str]) -> str:
     if len({subnet.vpc_id for subnet in subnets}) != 1:
         raise invalid("Subnets specified must belong to the same VPC")
     return str(subnets[0].vpc_id)
+
+
+def _check_zones(cluster: ClusterState, subnet_ids: list[str] | None) -> None:
+    """Other subnets must lie in exactly the zones of those that the cluster was made with."""
+    if subnet_ids is None:
+        return
+    known, wanted = (
+        {_ec2(cluster).get_subnet(subnet_id).availability_zone for subnet_id in ids}
+        for ids in (cluster.settings["resourcesVpcConfig"]["subnetIds"], subnet_ids)
+    )
+    if wanted != known:
+        raise invalid(
+            f"Provided subnets belong to the AZs '{','.join(sorted(wanted))}'. But they should belong to the exact set"
+            f" of AZs '{','.join(sorted(known))}' in which subnets were provided during cluster creation.",
+            clusterName=cluster.name,
+        )
 
 
 def _create_security_group(call: Call, name: str, vpc_id: str) -> str:

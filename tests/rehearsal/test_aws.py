@@ -105,6 +105,9 @@ def test_what_eks_refuses(r: Rehearsal, cluster: str, role: str) -> None:
     with pytest.raises(ClientError) as caught:
         eks.describe_cluster(name="other")
     assert error(caught) == (404, "ResourceNotFoundException")
+    with pytest.raises(ClientError, match="exact set of AZs") as caught:
+        eks.update_cluster_config(name=cluster, resourcesVpcConfig={"subnetIds": subnets[:1]})
+    assert error(caught) == (400, "InvalidParameterException")
 
 
 def test_updates_take_effect_and_can_be_described(r: Rehearsal, cluster: str) -> None:
@@ -273,6 +276,62 @@ def test_token_rules(r: Rehearsal) -> None:
 )
 def test_canonical_arns(given: str, canonical: str) -> None:
     assert canonical_arn(given) == canonical
+
+
+def test_a_node_group_changes_and_its_updates_can_be_described(r: Rehearsal, cluster: str, role: str) -> None:
+    eks, ec2 = client(r, "eks"), client(r, "ec2")
+    tags = [{"Key": "a", "Value": "b"}]
+    template = ec2.create_launch_template(
+        LaunchTemplateName="lab",
+        LaunchTemplateData={"TagSpecifications": [{"ResourceType": "instance", "Tags": tags}]},
+        TagSpecifications=[{"ResourceType": "launch-template", "Tags": tags}],
+    )["LaunchTemplate"]["LaunchTemplateId"]
+    data = ec2.describe_launch_template_versions(LaunchTemplateId=template)["LaunchTemplateVersions"][0]
+    assert [one["ResourceType"] for one in data["LaunchTemplateData"]["TagSpecifications"]] == ["instance"]
+    ec2.create_tags(Resources=[template], Tags=[{"Key": "c", "Value": "d"}])
+    shown = ec2.describe_launch_templates(LaunchTemplateIds=[template])["LaunchTemplates"][0]["Tags"]
+    assert {one["Key"] for one in shown} == {"a", "c"}
+    subnets = eks.describe_cluster(name=cluster)["cluster"]["resourcesVpcConfig"]["subnetIds"]
+    eks.create_nodegroup(
+        clusterName=cluster,
+        nodegroupName="system",
+        nodeRole=role,
+        subnets=subnets,
+        launchTemplate={"id": template, "version": "1"},
+    )
+    scaling = {"minSize": 1, "desiredSize": 2, "maxSize": 6}
+    group = {"clusterName": cluster, "nodegroupName": "system"}
+    for update in (
+        eks.update_nodegroup_config(**group, scalingConfig=scaling),
+        eks.update_nodegroup_version(**group, version="1.36", launchTemplate={"id": template, "version": "2"}),
+    ):
+        described = eks.describe_update(name=cluster, updateId=update["update"]["id"], nodegroupName="system")
+        assert described["update"]["status"] == "Successful"
+    described = eks.describe_nodegroup(**group)["nodegroup"]
+    assert described["scalingConfig"] == scaling and described["version"] == "1.36"
+    assert described["launchTemplate"]["version"] == "2"
+    with pytest.raises(ClientError) as caught:
+        eks.update_nodegroup_version(clusterName=cluster, nodegroupName="other", version="1.36")
+    assert error(caught) == (404, "ResourceNotFoundException")
+    eks.delete_nodegroup(**group)
+    ec2.delete_launch_template(LaunchTemplateId=template)
+
+
+def test_a_file_system_changes_and_loses_its_policy(r: Rehearsal) -> None:
+    efs = client(r, "efs")
+    system = efs.create_file_system(CreationToken="policy", ThroughputMode="elastic")["FileSystemId"]
+    assert efs.update_file_system(FileSystemId=system, ThroughputMode="bursting")["ThroughputMode"] == "bursting"
+    efs.put_file_system_policy(FileSystemId=system, Policy="{}")
+    assert efs.describe_file_system_policy(FileSystemId=system)["Policy"] == "{}"
+    efs.delete_file_system_policy(FileSystemId=system)
+    with pytest.raises(ClientError) as caught:
+        efs.describe_file_system_policy(FileSystemId=system)
+    assert error(caught) == (404, "PolicyNotFound")
+    efs.delete_file_system(FileSystemId=system)
+    for call in (efs.delete_file_system_policy, efs.update_file_system):
+        with pytest.raises(ClientError) as caught:
+            call(FileSystemId=system)
+        assert error(caught) == (404, "FileSystemNotFound")
 
 
 def test_what_the_csi_stand_in_needs_of_efs(r: Rehearsal) -> None:

@@ -31,9 +31,11 @@ resource "aws_eks_cluster" "this" {
   }
 
   # Without its policies the control plane can neither come up nor, on destroy, remove its own interfaces and groups.
+  # A block that the VPC gets later is known to the control plane only after up to an hour.
   depends_on = [
     aws_iam_role_policy_attachment.this,
     aws_cloudwatch_log_group.control_plane,
+    aws_vpc_ipv4_cidr_block_association.secondary,
   ]
 }
 

@@ -63,7 +63,7 @@ variable "admin_principal_arns" {
 }
 
 variable "availability_zones" {
-  description = "Zones to use, two to four. Empty: the first zone_count zones of the region that are open without opt-in."
+  description = "Zones to use, two to four, for the whole life of the cluster. Empty: the first zone_count zones of the region that are open without opt-in."
   type        = list(string)
   default     = []
 
