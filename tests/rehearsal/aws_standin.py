@@ -32,7 +32,8 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def start(state: Path) -> tuple[Rehearsal, subprocess.Popen[bytes]]:
+def start(state: Path, **more: str) -> tuple[Rehearsal, subprocess.Popen[bytes]]:
+    """The stand-in in a process of its own, answering; `more` are variables of its environment."""
     ports = free_ports(4)
     r = Rehearsal(
         root=ROOT,
@@ -51,7 +52,7 @@ def start(state: Path) -> tuple[Rehearsal, subprocess.Popen[bytes]]:
         process = subprocess.Popen(
             [sys.executable, "-m", "rehearsal.aws"],
             cwd=ROOT,
-            env={**os.environ, "REHEARSAL_STATE": str(state), "PYTHONPATH": str(ROOT)},
+            env={**os.environ, **more, "REHEARSAL_STATE": str(state), "PYTHONPATH": str(ROOT)},
             stderr=log,
         )
     deadline = time.monotonic() + 30

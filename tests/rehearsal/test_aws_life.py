@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from rehearsal.aws.environment import environment
 from rehearsal.aws.inventory import inventory
 from rehearsal.config import Rehearsal
 from scripts.terraform_docs import blocks
+from tests.rehearsal.aws_calls import actions
 from tests.rehearsal.aws_standin import ROOT, client, eks_token, review, start
 from tests.rehearsal.secrets_watch import forms, in_bytes, in_files
 
@@ -68,7 +70,8 @@ def test_the_whole_life_of_an_environment(tmp_path: Path) -> None:
 
     The provider's own waits make up most of its minutes: a minute for the cluster's end, half of one for a queue.
     """
-    fresh, process = start(tmp_path)
+    recording = tmp_path / "recording.jsonl"
+    fresh, process = start(tmp_path, MOTO_ENABLE_RECORDING="true", MOTO_RECORDER_FILEPATH=str(recording))
     variables = {
         **os.environ,
         **environment(fresh.url("aws")),
@@ -133,10 +136,16 @@ def test_the_whole_life_of_an_environment(tmp_path: Path) -> None:
         assert terraform.plan_file.is_file() and in_files(terraform.work_dir, [b"lab/grafana"], skip=["data"]) != []
         assert in_files(terraform.work_dir, wanted, skip=["data"]) == []
         terraform.destroy(EVERYTHING)
+        rights = json.loads((ROOT / "docs" / "terraform-eks-rights.json").read_text())["Statement"]
+        allowed = {action for statement in rights for action in statement["Action"]}
+        called = actions(recording.read_text().splitlines(), (tmp_path / "log").read_text().splitlines())
+        assert len(called) > 100 and called - {"eks:ListClusters"} - allowed == set(), (
+            "eks:ListClusters is our inventory's"
+        )
         assert terraform.state_list() == [] and inventory(fresh) == buckets
     finally:
         process.terminate()
-        process.wait(5)
+        process.wait(30)
 
 
 def untagged(r: Rehearsal) -> list[str]:
