@@ -33,7 +33,11 @@ def _recorded(lines: Iterable[str]) -> Iterator[str]:
         request = json.loads(line)
         headers = {key.lower(): value for key, value in request["headers"].items()}
         signed = _SIGNED_FOR.search(headers.get("authorization", ""))
-        if signed is None or signed["service"] in ("s3", "eks") or "terraform" not in headers["user-agent"].lower():
+        if (
+            signed is None
+            or signed["service"] in ("s3", "eks")
+            or "terraform" not in headers.get("user-agent", "").lower()
+        ):
             continue
         service = signed["service"]
         if target := headers.get("x-amz-target"):
