@@ -71,10 +71,12 @@ class EksExtension:
 
     def __init__(self, moto: WsgiApp, clusters: Clusters, api: ApiServer) -> None:
         self.moto, self.clusters, self.api = moto, clusters, api
+        self._answered: dict[tuple[str, ...], tuple[int, Json]] = {}
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ.get("PATH_INFO") == "/moto-api/reset":
             self.clusters.clear()
+            self._answered.clear()
         signature = signed_for(environ.get("HTTP_AUTHORIZATION", ""))
         if signature is None or signature[2] != "eks":
             return self.moto(environ, start_response)
@@ -89,12 +91,23 @@ class EksExtension:
         try:
             call = Call(environ["REQUEST_METHOD"], segments, parse_qs(raw_query), _json(body), caller)
             with self.clusters.lock:
-                answer = self._answer(call, environ)
+                answer = self._answer_once(call, environ)
         except EksError as error:
             return _respond(start_response, error.status, error.body, error.name)
         if answer is None:
             return self.moto(environ, start_response)
         return _respond(start_response, *answer)
+
+    def _answer_once(self, call: Call, environ: dict[str, Any]) -> tuple[int, Json] | None:
+        """As on EKS, a call repeated with its token (an SDK that lost the answer) gets that answer, not a conflict."""
+        token = call.body.get("clientRequestToken")
+        key = (call.caller.account, call.caller.region, call.method, *call.segments, str(token))
+        if token and key in self._answered:
+            return self._answered[key]
+        answer = self._answer(call, environ)
+        if token and answer is not None:
+            self._answered[key] = answer
+        return answer
 
     def _answer(self, call: Call, environ: dict[str, Any]) -> tuple[int, Json] | None:
         """The extension's answer, or None where the call is moto's alone."""

@@ -187,6 +187,17 @@ def test_addons_bring_and_take_their_pod_identity(r: Rehearsal, cluster: str, ro
     assert eks.list_pod_identity_associations(clusterName=cluster)["associations"] == []
 
 
+def test_a_call_repeated_with_its_token_gets_its_answer(r: Rehearsal, cluster: str) -> None:
+    eks = client(r, "eks")
+    coredns = {"clusterName": cluster, "addonName": "coredns"}
+    first = eks.create_addon(**coredns, clientRequestToken="once")["addon"]
+    assert eks.create_addon(**coredns, clientRequestToken="once")["addon"]["addonArn"] == first["addonArn"]
+    with pytest.raises(ClientError) as caught:
+        eks.create_addon(**coredns, clientRequestToken="twice")
+    assert error(caught) == (409, "ResourceInUseException")
+    eks.delete_addon(**coredns)
+
+
 def test_everything_of_a_cluster_goes_with_it(r: Rehearsal, cluster: str, role: str) -> None:
     eks = client(r, "eks")
     eks.create_access_entry(clusterName=cluster, principalArn=role)
