@@ -49,7 +49,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # One rehearsal for the live tests of all folders: a fixture of this name in two places would bring up two.
-from tests.rehearsal.shared import canary, command_lines, live  # noqa: E402, F401
+from tests.rehearsal.shared import (  # noqa: E402
+    canary,  # noqa: F401
+    command_lines,  # noqa: F401
+    deployed,  # noqa: F401
+    live,  # noqa: F401
+    pytest_terminal_summary,  # noqa: F401
+)
 
 
 @pytest.fixture

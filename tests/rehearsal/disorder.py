@@ -211,7 +211,7 @@ def play(live: Live, case: Case) -> Outcome:
             base = live.runs["faults"]
             run_id = base.run_id
             earlier = {task.name: task.try_number for task in live.api.tasks("nim_deploy", run_id)}
-            live.api.clear("nim_deploy", run_id, case.begins, downstream=True)
+            live.api.clear("nim_deploy", run_id, _first_to_clear(live, base, case.begins), downstream=True)
         else:
             run_id = live.api.trigger("nim_deploy", live.params(skip_benchmark=True))
             patience_s += PROVISIONING_S if case.begins else 0
@@ -230,6 +230,12 @@ def play(live: Live, case: Case) -> Outcome:
     _read(live, case, outcome, seen, earlier)
     PLAYED.append((case.name, outcome, time.monotonic() - begin))
     return outcome
+
+
+def _first_to_clear(live: Live, base: Run, begins: str) -> str:
+    """The task with which a case begins, or the one before it at which the last case failed."""
+    failed = {task.task_id for task in base.tasks.values() if task.state in ("failed", "upstream_failed")}
+    return next(name for name in live.api.order("nim_deploy") if name == begins or name in failed)
 
 
 def _read(live: Live, case: Case, outcome: Outcome, seen: list[datetime], earlier: dict[str, int]) -> None:
