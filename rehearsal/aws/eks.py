@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from rehearsal.aws import eks_access, eks_addons, eks_cluster
+from rehearsal.aws import eks_access, eks_addons, eks_cluster, eks_nodegroups
 from rehearsal.aws.eks_cluster import ApiServer
 from rehearsal.aws.eks_state import Call, Caller, Clusters, EksError, Json, not_found
 
@@ -27,6 +27,7 @@ _ROUTES: dict[tuple[str, str], Callable[[Clusters, Call], Json]] = {
     ("POST", "clusters/*/updates"): eks_cluster.update_version,
     ("GET", "clusters/*/updates"): eks_cluster.list_updates,
     ("GET", "clusters/*/updates/*"): eks_cluster.describe_update,
+    ("POST", "clusters/*/node-groups/*/update-version"): eks_nodegroups.update_version,
     ("GET", "access-policies"): eks_access.list_policies,
     ("POST", "clusters/*/access-entries"): eks_access.create,
     ("GET", "clusters/*/access-entries"): eks_access.list_entries,
@@ -54,7 +55,8 @@ _COMPLETED: dict[tuple[str, str], Callable[..., tuple[int, Json]]] = {
     ("POST", "clusters"): eks_cluster.create,
     ("GET", "clusters/*"): eks_cluster.describe,
     ("DELETE", "clusters/*"): eks_cluster.delete,
-    ("POST", "clusters/*/node-groups"): eks_cluster.create_nodegroup,
+    ("POST", "clusters/*/node-groups"): eks_nodegroups.create,
+    ("POST", "clusters/*/node-groups/*/update-config"): eks_nodegroups.update_config,
 }
 
 
@@ -69,10 +71,12 @@ class EksExtension:
 
     def __init__(self, moto: WsgiApp, clusters: Clusters, api: ApiServer) -> None:
         self.moto, self.clusters, self.api = moto, clusters, api
+        self._answered: dict[tuple[str, ...], tuple[int, Json]] = {}
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ.get("PATH_INFO") == "/moto-api/reset":
             self.clusters.clear()
+            self._answered.clear()
         signature = signed_for(environ.get("HTTP_AUTHORIZATION", ""))
         if signature is None or signature[2] != "eks":
             return self.moto(environ, start_response)
@@ -87,12 +91,23 @@ class EksExtension:
         try:
             call = Call(environ["REQUEST_METHOD"], segments, parse_qs(raw_query), _json(body), caller)
             with self.clusters.lock:
-                answer = self._answer(call, environ)
+                answer = self._answer_once(call, environ)
         except EksError as error:
             return _respond(start_response, error.status, error.body, error.name)
         if answer is None:
             return self.moto(environ, start_response)
         return _respond(start_response, *answer)
+
+    def _answer_once(self, call: Call, environ: dict[str, Any]) -> tuple[int, Json] | None:
+        """As on EKS, a call repeated with its token (an SDK that lost the answer) gets that answer, not a conflict."""
+        token = call.body.get("clientRequestToken")
+        key = (call.caller.account, call.caller.region, call.method, *call.segments, str(token))
+        if token and key in self._answered:
+            return self._answered[key]
+        answer = self._answer(call, environ)
+        if token and answer is not None:
+            self._answered[key] = answer
+        return answer
 
     def _answer(self, call: Call, environ: dict[str, Any]) -> tuple[int, Json] | None:
         """The extension's answer, or None where the call is moto's alone."""

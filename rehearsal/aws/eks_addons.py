@@ -24,6 +24,8 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "amazon-cloudwatch-observability": ("v4.7.0-eksbuild.1", "observability"),
 }
 ADDON_NAMESPACE = "kube-system"
+#: Where an add-on's service accounts live, if not there.
+_NAMESPACES = {"amazon-cloudwatch-observability": "amazon-cloudwatch"}
 
 
 def create(clusters: Clusters, call: Call) -> Json:
@@ -97,7 +99,7 @@ def versions(clusters: Clusters, call: Call) -> Json:
             "type": kind,
             "publisher": "eks",
             "owner": "aws",
-            "defaultNamespace": ADDON_NAMESPACE,
+            "defaultNamespace": _NAMESPACES.get(name, ADDON_NAMESPACE),
             "addonVersions": [
                 {
                     "addonVersion": version,
@@ -222,7 +224,7 @@ def _set_identities(cluster: ClusterState, addon: Json, wanted: list[dict[str, s
         else:
             _add_identity(
                 cluster,
-                namespace=ADDON_NAMESPACE,
+                namespace=_NAMESPACES.get(addon["addonName"], ADDON_NAMESPACE),
                 service_account=account,
                 role_arn=association["roleArn"],
                 tags=addon["tags"],

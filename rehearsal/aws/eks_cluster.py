@@ -105,10 +105,11 @@ def update_config(clusters: Clusters, call: Call) -> Json:
         value = call.body[key]
         cluster.settings[key] = cluster.settings.get(key, {}) | value if isinstance(value, dict) else value
     if network := call.body.get("resourcesVpcConfig"):
+        _check_zones(cluster, network.get("subnetIds"))
         cluster.settings["resourcesVpcConfig"] |= network
         return cluster.record_update("VpcConfigUpdate" if "subnetIds" in network else "EndpointAccessUpdate")
     if logging := call.body.get("logging"):
-        _moto_cluster(cluster).logging = logging
+        moto_cluster(cluster).logging = logging
         return cluster.record_update("LoggingUpdate")
     if not kept:
         raise invalid("No changes needed for the cluster config provided", clusterName=cluster.name)
@@ -120,7 +121,7 @@ def update_version(clusters: Clusters, call: Call) -> Json:
     version = call.body.get("version", "")
     if version not in VERSIONS:
         raise invalid(f"unsupported Kubernetes version {version}", clusterName=cluster.name)
-    _moto_cluster(cluster).version = version
+    moto_cluster(cluster).version = version
     return cluster.record_update("VersionUpdate")
 
 
@@ -156,26 +157,6 @@ def versions(clusters: Clusters, call: Call) -> Json:
     )
 
 
-def create_nodegroup(clusters: Clusters, call: Call, forward: Forward, api: ApiServer) -> tuple[int, Json]:
-    """moto's node group, with the settings that moto drops and without those that it invents."""
-    status, answer = forward(None)
-    cluster = clusters.get(call.caller, call.segments[1])
-    version = call.body.get("version") or _moto_cluster(cluster).version
-    group = _moto_cluster(cluster).nodegroups[call.body["nodegroupName"]]
-    group.version = version
-    group.release_version = call.body.get("releaseVersion") or f"{version}.0-20261101"
-    group.remote_access = call.body.get("remoteAccess")
-    group.resources = {"autoScalingGroups": group.resources["autoScalingGroups"]}
-    group.update_config = call.body.get("updateConfig") or {"maxUnavailable": 1}
-    group.node_repair_config = call.body.get("nodeRepairConfig")
-    role = call.body["nodeRole"]
-    # EKS itself enters the role of a managed node group, unless it has an entry.
-    if role not in cluster.access_entries:
-        eks_access.add(cluster, role, "EC2_LINUX")
-    answer["nodegroup"] |= {"version": version, "releaseVersion": group.release_version}
-    return status, answer
-
-
 def _complete(described: Json, cluster: ClusterState, api: ApiServer) -> Json:
     settings = cluster.settings
     network: Json = dict(described.get("kubernetesNetworkConfig") or {})
@@ -190,7 +171,7 @@ def _complete(described: Json, cluster: ClusterState, api: ApiServer) -> Json:
     }
 
 
-def _moto_cluster(cluster: ClusterState) -> Any:
+def moto_cluster(cluster: ClusterState) -> Any:
     from moto.eks.models import eks_backends
 
     return eks_backends[cluster.caller.account][cluster.caller.region].clusters[cluster.name]
@@ -218,6 +199,22 @@ def _vpc_of(call: Call, subnet_ids: list[str]) -> str:
     if len({subnet.vpc_id for subnet in subnets}) != 1:
         raise invalid("Subnets specified must belong to the same VPC")
     return str(subnets[0].vpc_id)
+
+
+def _check_zones(cluster: ClusterState, subnet_ids: list[str] | None) -> None:
+    """Other subnets must lie in exactly the zones of those that the cluster was made with."""
+    if subnet_ids is None:
+        return
+    known, wanted = (
+        {_ec2(cluster).get_subnet(subnet_id).availability_zone for subnet_id in ids}
+        for ids in (cluster.settings["resourcesVpcConfig"]["subnetIds"], subnet_ids)
+    )
+    if wanted != known:
+        raise invalid(
+            f"Provided subnets belong to the AZs '{','.join(sorted(wanted))}'. But they should belong to the exact set"
+            f" of AZs '{','.join(sorted(known))}' in which subnets were provided during cluster creation.",
+            clusterName=cluster.name,
+        )
 
 
 def _create_security_group(call: Call, name: str, vpc_id: str) -> str:

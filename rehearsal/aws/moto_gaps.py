@@ -9,12 +9,20 @@ from typing import Any
 
 def close() -> None:
     """Patch moto's models. Safe to call again."""
+    from moto.ec2.models.launch_templates import LaunchTemplate
     from moto.ec2.models.nat_gateways import NatGatewayBackend
     from moto.ec2.models.security_groups import SecurityGroupRule
+    from moto.efs.responses import EFSResponse
     from moto.s3.models import FakeBucket
 
+    EFSResponse.update_file_system = _update_file_system
+    EFSResponse.delete_file_system_policy = _delete_file_system_policy
     FakeBucket.get_permission = _bucket_permission
     SecurityGroupRule.description = property(_rule_description)
+    # moto keeps a template's tags as they were when it was made; what CreateTags adds later does not show.
+    LaunchTemplate.tags = property(lambda template: template.get_tags(), lambda template, tags: None)
+    if not hasattr(LaunchTemplate.create_version, "_own_tags_apart"):
+        LaunchTemplate.create_version = _own_tags_apart(LaunchTemplate.create_version)
     if not hasattr(NatGatewayBackend.delete_nat_gateway, "_also_interface"):
         NatGatewayBackend.delete_nat_gateway = _also_interface(NatGatewayBackend.delete_nat_gateway)
 
@@ -29,6 +37,41 @@ def _also_interface(delete: Callable[[Any, str], Any]) -> Callable[[Any, str], A
 
     delete_nat_gateway._also_interface = True  # type: ignore[attr-defined]
     return delete_nat_gateway
+
+
+def _update_file_system(response: Any) -> tuple[str, dict[str, Any]]:
+    """EFS UpdateFileSystem, which moto lacks: another throughput mode, at once."""
+    file_system = _file_system(response)
+    file_system.throughput_mode = response._get_param("ThroughputMode") or file_system.throughput_mode
+    file_system.provisioned_throughput_in_mibps = response._get_param("ProvisionedThroughputInMibps")
+    return json.dumps(file_system.info_json()), {"status": 202, "Content-Type": "application/json"}
+
+
+def _delete_file_system_policy(response: Any) -> tuple[str, dict[str, Any]]:
+    """EFS DeleteFileSystemPolicy, which moto lacks; a file system without a policy is no error there."""
+    _file_system(response).file_system_policy = None
+    return "{}", {"Content-Type": "application/json"}
+
+
+def _file_system(response: Any) -> Any:
+    from moto.efs.exceptions import FileSystemNotFound
+
+    file_system_id = response._get_param("FileSystemId")
+    if file_system_id not in response.efs_backend.file_systems_by_id:
+        raise FileSystemNotFound(file_system_id)
+    return response.efs_backend.file_systems_by_id[file_system_id]
+
+
+def _own_tags_apart(create: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+    """moto takes a launch template's own tags for tags of what it launches; terraform would remove them for ever."""
+
+    def create_version(template: Any, data: dict[str, Any], description: str) -> Any:
+        if specifications := data.get("TagSpecifications"):
+            data["TagSpecifications"] = [one for one in specifications if one["ResourceType"] != "launch-template"]
+        return create(template, data, description)
+
+    create_version._own_tags_apart = True  # type: ignore[attr-defined]
+    return create_version
 
 
 def _rule_description(rule: Any) -> str | None:

@@ -59,6 +59,8 @@ class Live:
         self.environment = environment
         self.runs: dict[str, Run] = {}
         self.nodes_before: set[str] = set()
+        # Secrets that a run itself had made, as tests come to know them.
+        self.passwords: list[str] = []
         self._api: AirflowApi | None = None
 
     @property

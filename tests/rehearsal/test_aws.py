@@ -1,82 +1,27 @@
-"""The AWS stand-in as its users meet it: boto3, the amazon provider's token, terraform with the real AWS provider."""
+"""The AWS stand-in as its users meet it: boto3 and the amazon provider's token (terraform: test_aws_life.py)."""
 
 from __future__ import annotations
 
 import base64
-import json
-import os
-import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
 
-from nim_rollouts.clients.terraform import Terraform
 from rehearsal.aws import ADMIN_PRINCIPAL_ARN
-from rehearsal.aws.environment import environment
 from rehearsal.aws.inventory import inventory
 from rehearsal.aws.token import BadToken, parse
-from rehearsal.aws.webhook import canonical_arn, kubeconfig
+from rehearsal.aws.webhook import canonical_arn
 from rehearsal.config import Rehearsal
+from tests.rehearsal.aws_standin import CA, client, eks_token, review, start
 
-ROOT = Path(__file__).resolve().parents[2]
-CA = "-----BEGIN CERTIFICATE-----\nnot a real one\n-----END CERTIFICATE-----\n"
 ADMIN_POLICY = "arn:aws:eks::aws:cluster-access-policy/AmazonEKSClusterAdminPolicy"
 VIEW_POLICY = "arn:aws:eks::aws:cluster-access-policy/AmazonEKSViewPolicy"
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def start(state: Path) -> tuple[Rehearsal, subprocess.Popen[bytes]]:
-    ports = free_ports(4)
-    r = Rehearsal(
-        root=ROOT,
-        state=state,
-        block=96,
-        ports={"aws": ports[0], "webhook": ports[1], "apiserver": ports[2], "gateway": ports[3]},
-        admin_token="unused",
-        controlplane=Path("/nonexistent"),
-        aiperf=Path("/nonexistent"),
-        python=sys.executable,
-    )
-    r.save()
-    r.ca.parent.mkdir()
-    r.ca.write_text(CA)
-    with (state / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rehearsal.aws"],
-            cwd=ROOT,
-            env={**os.environ, "REHEARSAL_STATE": str(state), "PYTHONPATH": str(ROOT)},
-            stderr=log,
-        )
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            with urllib.request.urlopen(r.url("aws") + "/healthz", timeout=1) as answer:
-                assert answer.status == 200
-                return r, process
-        except OSError:
-            assert process.poll() is None and time.monotonic() < deadline, (state / "log").read_text()
-            time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +30,6 @@ def r(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
     yield rehearsal
     process.terminate()
     assert process.wait(5) == 0
-
-
-def client(r: Rehearsal, service: str, **keys: str) -> Any:
-    variables = environment(r.url("aws"))
-    credentials = {
-        "aws_access_key_id": variables["AWS_ACCESS_KEY_ID"],
-        "aws_secret_access_key": variables["AWS_SECRET_ACCESS_KEY"],
-    }
-    session = boto3.Session(region_name="us-west-2", **(credentials | keys))
-    return session.client(service, endpoint_url=r.url("aws"))
 
 
 def error(caught: pytest.ExceptionInfo[ClientError]) -> tuple[int, str]:
@@ -170,6 +105,9 @@ def test_what_eks_refuses(r: Rehearsal, cluster: str, role: str) -> None:
     with pytest.raises(ClientError) as caught:
         eks.describe_cluster(name="other")
     assert error(caught) == (404, "ResourceNotFoundException")
+    with pytest.raises(ClientError, match="exact set of AZs") as caught:
+        eks.update_cluster_config(name=cluster, resourcesVpcConfig={"subnetIds": subnets[:1]})
+    assert error(caught) == (400, "InvalidParameterException")
 
 
 def test_updates_take_effect_and_can_be_described(r: Rehearsal, cluster: str) -> None:
@@ -249,6 +187,17 @@ def test_addons_bring_and_take_their_pod_identity(r: Rehearsal, cluster: str, ro
     assert eks.list_pod_identity_associations(clusterName=cluster)["associations"] == []
 
 
+def test_a_call_repeated_with_its_token_gets_its_answer(r: Rehearsal, cluster: str) -> None:
+    eks = client(r, "eks")
+    coredns = {"clusterName": cluster, "addonName": "coredns"}
+    first = eks.create_addon(**coredns, clientRequestToken="once")["addon"]
+    assert eks.create_addon(**coredns, clientRequestToken="once")["addon"]["addonArn"] == first["addonArn"]
+    with pytest.raises(ClientError) as caught:
+        eks.create_addon(**coredns, clientRequestToken="twice")
+    assert error(caught) == (409, "ResourceInUseException")
+    eks.delete_addon(**coredns)
+
+
 def test_everything_of_a_cluster_goes_with_it(r: Rehearsal, cluster: str, role: str) -> None:
     eks = client(r, "eks")
     eks.create_access_entry(clusterName=cluster, principalArn=role)
@@ -261,34 +210,6 @@ def test_everything_of_a_cluster_goes_with_it(r: Rehearsal, cluster: str, role: 
     with pytest.raises(ClientError) as caught:
         client(r, "ec2").describe_security_groups(GroupIds=[group])
     assert error(caught)[1] == "InvalidGroup.NotFound"
-
-
-def eks_token(r: Rehearsal, name: str, sts_url: str | None = None, **keys: str) -> str:
-    from airflow.providers.amazon.aws.utils.eks_get_token import fetch_access_token_for_cluster
-
-    variables = environment(r.url("aws"))
-    session = boto3.Session(
-        region_name="us-west-2",
-        **(
-            {
-                "aws_access_key_id": variables["AWS_ACCESS_KEY_ID"],
-                "aws_secret_access_key": variables["AWS_SECRET_ACCESS_KEY"],
-            }
-            | keys
-        ),
-    )
-    url = f"{sts_url or r.url('aws')}/?Action=GetCallerIdentity&Version=2011-06-15"
-    return str(fetch_access_token_for_cluster(name, url, "us-west-2", session=session))
-
-
-def review(r: Rehearsal, token: str) -> dict[str, Any]:
-    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}
-    target = json.loads(kubeconfig(r))["clusters"][0]["cluster"]["server"]
-    with urllib.request.urlopen(target, data=json.dumps(body).encode(), timeout=5) as answer:
-        reviewed = json.load(answer)
-    assert (reviewed["apiVersion"], reviewed["kind"]) == (body["apiVersion"], body["kind"])
-    status: dict[str, Any] = reviewed["status"]
-    return status
 
 
 def test_an_administrator_by_access_entry(r: Rehearsal, cluster: str) -> None:
@@ -368,6 +289,62 @@ def test_canonical_arns(given: str, canonical: str) -> None:
     assert canonical_arn(given) == canonical
 
 
+def test_a_node_group_changes_and_its_updates_can_be_described(r: Rehearsal, cluster: str, role: str) -> None:
+    eks, ec2 = client(r, "eks"), client(r, "ec2")
+    tags = [{"Key": "a", "Value": "b"}]
+    template = ec2.create_launch_template(
+        LaunchTemplateName="lab",
+        LaunchTemplateData={"TagSpecifications": [{"ResourceType": "instance", "Tags": tags}]},
+        TagSpecifications=[{"ResourceType": "launch-template", "Tags": tags}],
+    )["LaunchTemplate"]["LaunchTemplateId"]
+    data = ec2.describe_launch_template_versions(LaunchTemplateId=template)["LaunchTemplateVersions"][0]
+    assert [one["ResourceType"] for one in data["LaunchTemplateData"]["TagSpecifications"]] == ["instance"]
+    ec2.create_tags(Resources=[template], Tags=[{"Key": "c", "Value": "d"}])
+    shown = ec2.describe_launch_templates(LaunchTemplateIds=[template])["LaunchTemplates"][0]["Tags"]
+    assert {one["Key"] for one in shown} == {"a", "c"}
+    subnets = eks.describe_cluster(name=cluster)["cluster"]["resourcesVpcConfig"]["subnetIds"]
+    eks.create_nodegroup(
+        clusterName=cluster,
+        nodegroupName="system",
+        nodeRole=role,
+        subnets=subnets,
+        launchTemplate={"id": template, "version": "1"},
+    )
+    scaling = {"minSize": 1, "desiredSize": 2, "maxSize": 6}
+    group = {"clusterName": cluster, "nodegroupName": "system"}
+    for update in (
+        eks.update_nodegroup_config(**group, scalingConfig=scaling),
+        eks.update_nodegroup_version(**group, version="1.36", launchTemplate={"id": template, "version": "2"}),
+    ):
+        described = eks.describe_update(name=cluster, updateId=update["update"]["id"], nodegroupName="system")
+        assert described["update"]["status"] == "Successful"
+    described = eks.describe_nodegroup(**group)["nodegroup"]
+    assert described["scalingConfig"] == scaling and described["version"] == "1.36"
+    assert described["launchTemplate"]["version"] == "2"
+    with pytest.raises(ClientError) as caught:
+        eks.update_nodegroup_version(clusterName=cluster, nodegroupName="other", version="1.36")
+    assert error(caught) == (404, "ResourceNotFoundException")
+    eks.delete_nodegroup(**group)
+    ec2.delete_launch_template(LaunchTemplateId=template)
+
+
+def test_a_file_system_changes_and_loses_its_policy(r: Rehearsal) -> None:
+    efs = client(r, "efs")
+    system = efs.create_file_system(CreationToken="policy", ThroughputMode="elastic")["FileSystemId"]
+    assert efs.update_file_system(FileSystemId=system, ThroughputMode="bursting")["ThroughputMode"] == "bursting"
+    efs.put_file_system_policy(FileSystemId=system, Policy="{}")
+    assert efs.describe_file_system_policy(FileSystemId=system)["Policy"] == "{}"
+    efs.delete_file_system_policy(FileSystemId=system)
+    with pytest.raises(ClientError) as caught:
+        efs.describe_file_system_policy(FileSystemId=system)
+    assert error(caught) == (404, "PolicyNotFound")
+    efs.delete_file_system(FileSystemId=system)
+    for call in (efs.delete_file_system_policy, efs.update_file_system):
+        with pytest.raises(ClientError) as caught:
+            call(FileSystemId=system)
+        assert error(caught) == (404, "FileSystemNotFound")
+
+
 def test_what_the_csi_stand_in_needs_of_efs(r: Rehearsal) -> None:
     efs = client(r, "efs")
     system = efs.create_file_system(CreationToken="t", Encrypted=True)["FileSystemId"]
@@ -391,47 +368,3 @@ def test_a_new_account_is_empty_and_sigterm_ends_it(tmp_path: Path) -> None:
         assert process.wait(5) == 0
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(fresh.url("aws") + "/healthz", timeout=1)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("terraform") is None, reason="terraform is not installed")
-def test_the_whole_life_of_an_environment(tmp_path: Path) -> None:
-    """bootstrap, apply, no change, destroy (the provider itself waits up to a minute there), nothing left."""
-    fresh, process = start(tmp_path)
-    variables = {
-        **os.environ,
-        **environment(fresh.url("aws")),
-        "REHEARSAL_STATE": str(tmp_path),
-        "PYTHONPATH": str(ROOT),
-    }
-    try:
-        subprocess.run(
-            [sys.executable, "-m", "rehearsal.aws.bootstrap"], cwd=ROOT, env=variables, check=True, timeout=120
-        )
-        buckets = inventory(fresh)
-        assert list(buckets) == ["s3-bucket"] and len(buckets["s3-bucket"]) == 2
-        lines: list[str] = []
-        terraform = Terraform(
-            ROOT / "include/terraform/eks", tmp_path / "work", environment(fresh.url("aws")), progress=lines.append
-        )
-        state = next(name for name in buckets["s3-bucket"] if "state" in name)
-        terraform.init({"bucket": state, "key": "lab/terraform.tfstate", "region": "us-west-2"})
-        values = {"environment": "lab", "cluster_name": "lab", "admin_principal_arns": [ADMIN_PRINCIPAL_ARN]}
-        plan = terraform.plan(values)
-        applied = terraform.apply(expect_checksum=plan.checksum)
-        assert applied.add == plan.add == len(terraform.state_list()) and f"[{plan.steps} of {plan.steps}]" in str(
-            lines
-        )
-        outputs = terraform.output()
-        assert outputs["configure_kubectl"] == "aws eks update-kubeconfig --region us-west-2 --name lab"
-        assert outputs["cluster_endpoint"] == fresh.url("gateway")
-        assert review(fresh, eks_token(fresh, "lab"))["user"]["groups"] == ["system:masters"]
-        serial = terraform.state_serial()
-        again = terraform.plan(values)
-        assert not again.has_changes and again.drift == []
-        assert terraform.state_serial() == serial
-        terraform.destroy(values)
-        assert terraform.state_list() == [] and inventory(fresh) == buckets
-    finally:
-        process.terminate()
-        process.wait(5)

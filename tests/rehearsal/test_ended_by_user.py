@@ -39,6 +39,7 @@ def test_what_a_user_ends_leaves_no_job_running(live: Live, no_model: None) -> N
     first = live.api.trigger("nim_deploy", live.params())
     until(lambda: task_state(live, first, "wait_cache") == "deferred", "the wait for the cache", 240)
     until(lambda: jobs(live, "-job"), "the download's Job")
+    until(lambda: "at most" in log(live, first, "wait_cache"), "the wait's trigger to begin", 60)
     # The whole run: then no task comes after that could stop the Job in the trigger's place.
     live.api.call("PATCH", f"/dags/nim_deploy/dagRuns/{first}", {"state": "failed"})
     (download,) = until(
@@ -61,6 +62,7 @@ def test_what_a_user_ends_leaves_no_job_running(live: Live, no_model: None) -> N
     until(lambda: task_state(live, second, "wait_cache") == "success", "the resumed download", 240)
     assert "resumed" in log(live, second, "apply_cache")
     until(lambda: task_state(live, second, "wait_benchmark") == "deferred", "the benchmark", 240)
+    until(lambda: "at most" in log(live, second, "wait_benchmark"), "its trigger to begin", 60)
     (measuring,) = jobs(live, f"{DEPLOYMENT}-bench")
     path = f"/dags/nim_deploy/dagRuns/{second}/taskInstances/wait_benchmark"
     live.api.call("PATCH", path, {"new_state": "failed"})

@@ -96,7 +96,7 @@ def test_a_download_is_put_to_rest_resumed_and_made_anew(cluster: Cluster, sessi
     assert len(until(pods)) == 1
     assert jobs.STOPPED_BY not in (job()["metadata"].get("annotations") or {})
 
-    assert cluster.patch(job(), {"spec": {"activeDeadlineSeconds": 1}})
+    until(lambda: cluster.patch(job(), {"spec": {"activeDeadlineSeconds": 1}}))  # its status may move meanwhile
     until(lambda: is_true(job(), "Failed"))
     assert jobs.stop("wait_cache", session, said.append)
     assert "ttlSecondsAfterFinished" not in job()["spec"], "cleaned up it would be made again, and again"

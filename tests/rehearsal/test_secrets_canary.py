@@ -1,4 +1,5 @@
-"""The NGC key of the shared rehearsal is a canary: wherever a secret may not be, it is looked for in every form."""
+"""The NGC key of the shared rehearsal is a canary: wherever a secret may not be, it is looked for in every form. So is
+the password that AWS makes for Grafana while terraform applies."""
 
 from __future__ import annotations
 
@@ -30,6 +31,23 @@ def test_the_canary_reached_its_secret(live: Live, canary: str) -> None:
     assert canary in "".join(base64.b64decode(v).decode(errors="replace") for v in values), DEPLOYMENT
 
 
+@pytest.mark.live(order=21)
+def test_aws_made_grafanas_password(live: Live, command_lines: CommandLines) -> None:
+    if "first" not in live.runs:
+        pytest.skip("needs the deploy of test_main_job.py")
+    secrets = live.aws("secretsmanager")
+    [name] = [secret["Name"] for secret in secrets.list_secrets()["SecretList"] if "grafana" in secret["Name"]]
+    password = secrets.get_secret_value(SecretId=name)["SecretString"]
+    assert len(password) == 32
+    assert name in "".join(content.decode() for place, content in live.stored() if "terraform_outputs" in place)
+    live.passwords.append(password)
+    command_lines.wanted += forms(password)
+
+
+def _wanted(live: Live, canary: str) -> list[bytes]:
+    return [form for secret in (canary, *live.passwords) for form in forms(secret)]
+
+
 @pytest.mark.live(order=93)
 def test_no_command_line_held_it(live: Live, command_lines: CommandLines) -> None:
     assert command_lines.samples > 100
@@ -40,13 +58,13 @@ def test_no_command_line_held_it(live: Live, command_lines: CommandLines) -> Non
 @pytest.mark.live(order=94)
 def test_no_log_work_file_or_plan_holds_it(live: Live, canary: str) -> None:
     assert (live.r.logs / "airflow").is_dir()
-    found = in_files(live.r.state, forms(canary), skip=_LAWFUL)
+    found = in_files(live.r.state, _wanted(live, canary), skip=_LAWFUL)
     assert found == []
 
 
 @pytest.mark.live(order=95)
 def test_no_object_in_a_bucket_holds_it(live: Live, canary: str) -> None:
-    wanted = forms(canary)
+    wanted = _wanted(live, canary)
     places = dict(live.stored())
     assert any("tfstate" in place for place in places)
     assert any("/ledger/" in place for place in places)
@@ -59,7 +77,7 @@ def test_no_row_of_airflows_database_holds_it(live: Live, canary: str) -> None:
     import psycopg
 
     url = airflow.environment(live.r)["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].replace("+psycopg2", "")
-    wanted = forms(canary)
+    wanted = _wanted(live, canary)
     found, rows = [], 0
     with psycopg.connect(url) as connection:
         names = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()

@@ -1,10 +1,22 @@
 locals {
-  addons_before_nodes = { for name, settings in var.addons : name => settings if settings.before_nodes }
-  addons_after_nodes  = { for name, settings in var.addons : name => settings if !settings.before_nodes }
+  addons = merge(
+    var.cloudwatch_observability ? { amazon-cloudwatch-observability = { version = null, configuration_values = null, before_nodes = false } } : {},
+    var.addons,
+  )
+  addons_before_nodes = { for name, settings in local.addons : name => settings if settings.before_nodes }
+  addons_after_nodes  = { for name, settings in local.addons : name => settings if !settings.before_nodes }
 
-  # Service accounts of add-ons that call AWS, with the role of local.roles that they take on by pod identity.
-  addon_identities = {
-    aws-efs-csi-driver = { service_account = "efs-csi-controller-sa", role = "efs-csi" }
+  # Add-ons that call AWS: the service account that takes on a role by pod identity, the role, and its policy.
+  addon_identities = { for name, identity in {
+    aws-ebs-csi-driver              = { service_account = "ebs-csi-controller-sa", role = "ebs-csi", policy = "service-role/AmazonEBSCSIDriverPolicy" }
+    aws-efs-csi-driver              = { service_account = "efs-csi-controller-sa", role = "efs-csi", policy = "service-role/AmazonEFSCSIDriverPolicy" }
+    amazon-cloudwatch-observability = { service_account = "cloudwatch-agent", role = "cloudwatch", policy = "CloudWatchAgentServerPolicy" }
+  } : name => identity if contains(keys(local.addons), name) }
+
+  # What an add-on is configured with unless `addons` says otherwise. Volumes of claims get our tags; access points
+  # cannot: the EFS driver's policy of AWS allows no tag but its own.
+  addon_defaults = {
+    aws-ebs-csi-driver = jsonencode({ controller = { extraVolumeTags = local.tags } })
   }
 }
 
@@ -36,7 +48,7 @@ resource "aws_eks_addon" "after_nodes" {
   cluster_name         = aws_eks_cluster.this.name
   addon_name           = each.key
   addon_version        = each.value.version
-  configuration_values = each.value.configuration_values
+  configuration_values = each.value.configuration_values != null ? each.value.configuration_values : lookup(local.addon_defaults, each.key, null)
 
   resolve_conflicts_on_create = "OVERWRITE"
   resolve_conflicts_on_update = "PRESERVE"
@@ -50,5 +62,10 @@ resource "aws_eks_addon" "after_nodes" {
     }
   }
 
-  depends_on = [aws_eks_node_group.system]
+  # The role must be good for something, and the agent must find its log groups, when the first pod starts.
+  depends_on = [
+    aws_eks_node_group.system,
+    aws_iam_role_policy_attachment.this,
+    aws_cloudwatch_log_group.observability,
+  ]
 }

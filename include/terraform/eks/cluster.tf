@@ -31,9 +31,11 @@ resource "aws_eks_cluster" "this" {
   }
 
   # Without its policies the control plane can neither come up nor, on destroy, remove its own interfaces and groups.
+  # A block that the VPC gets later is known to the control plane only after up to an hour.
   depends_on = [
     aws_iam_role_policy_attachment.this,
     aws_cloudwatch_log_group.control_plane,
+    aws_vpc_ipv4_cidr_block_association.secondary,
   ]
 }
 
@@ -42,39 +44,4 @@ resource "aws_ec2_tag" "cluster_security_group" {
   resource_id = aws_eks_cluster.this.vpc_config[0].cluster_security_group_id
   key         = "karpenter.sh/discovery"
   value       = var.cluster_name
-}
-
-resource "aws_eks_node_group" "system" {
-  count = var.system_nodes.size > 0 ? 1 : 0
-
-  cluster_name    = aws_eks_cluster.this.name
-  node_group_name = "system"
-  node_role_arn   = aws_iam_role.this["system-node"].arn
-  subnet_ids      = [for zone in local.zones : aws_subnet.private[zone].id]
-  ami_type        = "BOTTLEROCKET_x86_64"
-  instance_types  = var.system_nodes.instance_types
-
-  labels = { "karpenter.sh/controller" = "true" }
-
-  scaling_config {
-    min_size     = min(1, var.system_nodes.size)
-    desired_size = var.system_nodes.size
-    max_size     = var.system_nodes.max_size
-  }
-
-  update_config {
-    max_unavailable = 1
-  }
-
-  lifecycle {
-    # Whoever scales the group afterwards (a person, an autoscaler) is not to be undone by the next apply.
-    ignore_changes = [scaling_config[0].desired_size]
-  }
-
-  # Nodes that join before the network plug-in stay NotReady; nodes without a route never join.
-  depends_on = [
-    aws_eks_addon.before_nodes,
-    aws_route_table_association.private,
-    aws_iam_role_policy_attachment.this,
-  ]
 }

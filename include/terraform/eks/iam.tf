@@ -12,6 +12,17 @@ data "aws_iam_policy_document" "assumed_by" {
       type        = "Service"
       identifiers = [each.value.service]
     }
+
+    # Pods of this cluster alone, not of any cluster of the account.
+    dynamic "condition" {
+      for_each = each.key == "pod-identity" ? [local.cluster_arn] : []
+
+      content {
+        test     = "StringEquals"
+        variable = "aws:RequestTag/eks-cluster-arn"
+        values   = [condition.value]
+      }
+    }
   }
 }
 
@@ -24,14 +35,15 @@ locals {
   ]
 
   # EKS makes the access entry of a managed node group's role by itself, and refuses a second one. GPU nodes come
-  # from elsewhere, so they have a role of their own, whose entry is ours (access.tf).
+  # from Karpenter, so they have a role of their own, whose entry is ours (access.tf).
   roles = merge(
     {
       cluster = { trust = "cluster", policies = ["AmazonEKSClusterPolicy"] }
       node    = { trust = "node", policies = local.node_policies }
     },
     var.system_nodes.size > 0 ? { system-node = { trust = "node", policies = local.node_policies } } : {},
-    contains(keys(var.addons), "aws-efs-csi-driver") ? { efs-csi = { trust = "pod-identity", policies = ["service-role/AmazonEFSCSIDriverPolicy"] } } : {},
+    { for addon, identity in local.addon_identities : identity.role => { trust = "pod-identity", policies = [identity.policy] } },
+    var.karpenter.enabled ? { karpenter = { trust = "pod-identity", policies = [] } } : {},
   )
 
   attachments = merge([

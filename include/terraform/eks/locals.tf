@@ -4,6 +4,9 @@ data "aws_availability_zones" "open" {
 
   state = "available"
 
+  # EKS puts no control plane into these.
+  exclude_zone_ids = ["use1-az3", "usw1-az2", "cac1-az3"]
+
   filter {
     name   = "opt-in-status"
     values = ["opt-in-not-required"]
@@ -12,24 +15,16 @@ data "aws_availability_zones" "open" {
 
 data "aws_partition" "current" {}
 
+data "aws_caller_identity" "current" {}
+
 locals {
-  tags = merge(var.tags, { "nim-rollouts/environment" = var.environment })
-
-  zones = length(var.availability_zones) > 0 ? var.availability_zones : slice(sort(data.aws_availability_zones.open[0].names), 0, var.zone_count)
-
-  # The block is cut into 16 parts: the lower 8 for private subnets (pods take addresses from them), of which at most
-  # 4 are used, and one part, cut again into 16, for the public ones, which hold NAT gateways and load balancers only.
-  private_cidrs = { for index, zone in local.zones : zone => cidrsubnet(var.vpc_cidr, 4, index) }
-  public_cidrs  = { for index, zone in local.zones : zone => cidrsubnet(cidrsubnet(var.vpc_cidr, 4, 15), 4, index) }
-
-  nat_zones = {
-    single   = slice(local.zones, 0, 1)
-    per-zone = local.zones
-    none     = []
-  }[var.nat_gateways]
-
+  tags          = merge(var.tags, { "nim-rollouts/environment" = var.environment })
   discovery_tag = { "karpenter.sh/discovery" = var.cluster_name }
 
-  policy_prefix     = "arn:${data.aws_partition.current.partition}:iam::aws:policy"
-  eks_access_prefix = "arn:${data.aws_partition.current.partition}:eks::aws:cluster-access-policy"
+  partition         = data.aws_partition.current.partition
+  account_id        = data.aws_caller_identity.current.account_id
+  policy_prefix     = "arn:${local.partition}:iam::aws:policy"
+  eks_access_prefix = "arn:${local.partition}:eks::aws:cluster-access-policy"
+  # Written out, so that policies can be planned before the cluster exists.
+  cluster_arn = "arn:${local.partition}:eks:${var.region}:${local.account_id}:cluster/${var.cluster_name}"
 }

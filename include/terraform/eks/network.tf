@@ -1,3 +1,18 @@
+locals {
+  open_zones = length(var.availability_zones) > 0 ? [] : sort(data.aws_availability_zones.open[0].names)
+  zones      = length(var.availability_zones) > 0 ? var.availability_zones : slice(local.open_zones, 0, min(var.zone_count, length(local.open_zones)))
+
+  # The VPC's own block is cut into 16 parts: the lower 8 for private subnets, of which at most 4 are used, and one part,
+  # cut again into 16, for the public ones, which hold NAT gateways and load balancers only.
+  private_cidrs = { for index, zone in local.zones : zone => cidrsubnet(var.vpc_cidr, 4, index) }
+  public_cidrs  = { for index, zone in local.zones : zone => cidrsubnet(cidrsubnet(var.vpc_cidr, 4, 15), 4, index) }
+
+  # Nodes and their pods take addresses from the secondary block, a quarter of it a zone. Without one they share the
+  # private subnets with the control plane's interfaces, internal load balancers and mount targets.
+  node_cidrs   = var.secondary_cidr == null ? {} : { for index, zone in local.zones : zone => cidrsubnet(var.secondary_cidr, 2, index) }
+  node_subnets = var.secondary_cidr == null ? aws_subnet.private : aws_subnet.node
+}
+
 resource "aws_vpc" "this" {
   cidr_block           = var.vpc_cidr
   enable_dns_support   = true
@@ -6,10 +21,11 @@ resource "aws_vpc" "this" {
   tags = { Name = var.cluster_name }
 }
 
-resource "aws_internet_gateway" "this" {
-  vpc_id = aws_vpc.this.id
+resource "aws_vpc_ipv4_cidr_block_association" "secondary" {
+  count = var.secondary_cidr == null ? 0 : 1
 
-  tags = { Name = var.cluster_name }
+  vpc_id     = aws_vpc.this.id
+  cidr_block = var.secondary_cidr
 }
 
 resource "aws_subnet" "public" {
@@ -32,71 +48,19 @@ resource "aws_subnet" "private" {
   availability_zone = each.key
   cidr_block        = each.value
 
-  tags = merge(local.discovery_tag, {
+  tags = merge(var.secondary_cidr == null ? local.discovery_tag : {}, {
     Name                              = "${var.cluster_name}-private-${each.key}"
     "kubernetes.io/role/internal-elb" = "1"
   })
 }
 
-resource "aws_eip" "nat" {
-  for_each = toset(local.nat_zones)
+resource "aws_subnet" "node" {
+  for_each = local.node_cidrs
 
-  domain = "vpc"
+  # Through the association, so that the block is there first and goes last.
+  vpc_id            = aws_vpc_ipv4_cidr_block_association.secondary[0].vpc_id
+  availability_zone = each.key
+  cidr_block        = each.value
 
-  tags = { Name = "${var.cluster_name}-nat-${each.key}" }
-
-  # An address can only be released once nothing of the gateway is left.
-  depends_on = [aws_internet_gateway.this]
-}
-
-resource "aws_nat_gateway" "this" {
-  for_each = toset(local.nat_zones)
-
-  allocation_id = aws_eip.nat[each.key].id
-  subnet_id     = aws_subnet.public[each.key].id
-
-  tags = { Name = "${var.cluster_name}-${each.key}" }
-}
-
-resource "aws_route_table" "public" {
-  vpc_id = aws_vpc.this.id
-
-  route {
-    cidr_block = "0.0.0.0/0"
-    gateway_id = aws_internet_gateway.this.id
-  }
-
-  tags = { Name = "${var.cluster_name}-public" }
-}
-
-resource "aws_route_table_association" "public" {
-  for_each = aws_subnet.public
-
-  subnet_id      = each.value.id
-  route_table_id = aws_route_table.public.id
-}
-
-# One table a zone, so that `nat_gateways` can change without moving a subnet to another table.
-resource "aws_route_table" "private" {
-  for_each = toset(local.zones)
-
-  vpc_id = aws_vpc.this.id
-
-  dynamic "route" {
-    for_each = length(local.nat_zones) == 0 ? [] : [contains(local.nat_zones, each.key) ? each.key : local.nat_zones[0]]
-
-    content {
-      cidr_block     = "0.0.0.0/0"
-      nat_gateway_id = aws_nat_gateway.this[route.value].id
-    }
-  }
-
-  tags = { Name = "${var.cluster_name}-private-${each.key}" }
-}
-
-resource "aws_route_table_association" "private" {
-  for_each = aws_subnet.private
-
-  subnet_id      = each.value.id
-  route_table_id = aws_route_table.private[each.key].id
+  tags = merge(local.discovery_tag, { Name = "${var.cluster_name}-node-${each.key}" })
 }

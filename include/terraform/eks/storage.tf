@@ -37,3 +37,50 @@ resource "aws_efs_mount_target" "models" {
   subnet_id       = each.value.id
   security_groups = [aws_security_group.efs.id]
 }
+
+# Who reaches a mount target may read and write, over TLS alone. The storage class mounts with tls and iam.
+data "aws_iam_policy_document" "efs" {
+  count = var.efs_require_tls ? 1 : 0
+
+  statement {
+    sid       = "MountFromTheVPC"
+    actions   = ["elasticfilesystem:ClientMount", "elasticfilesystem:ClientWrite"]
+    resources = [aws_efs_file_system.models.arn]
+
+    principals {
+      type        = "AWS"
+      identifiers = ["*"]
+    }
+
+    condition {
+      test     = "Bool"
+      variable = "elasticfilesystem:AccessedViaMountTarget"
+      values   = ["true"]
+    }
+  }
+
+  statement {
+    sid       = "NothingWithoutTLS"
+    effect    = "Deny"
+    actions   = ["*"]
+    resources = [aws_efs_file_system.models.arn]
+
+    principals {
+      type        = "AWS"
+      identifiers = ["*"]
+    }
+
+    condition {
+      test     = "Bool"
+      variable = "aws:SecureTransport"
+      values   = ["false"]
+    }
+  }
+}
+
+resource "aws_efs_file_system_policy" "models" {
+  count = var.efs_require_tls ? 1 : 0
+
+  file_system_id = aws_efs_file_system.models.id
+  policy         = data.aws_iam_policy_document.efs[0].json
+}

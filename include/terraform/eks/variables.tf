@@ -25,7 +25,7 @@ variable "cluster_name" {
   default     = "nvidia-nim-eks"
 
   validation {
-    # IAM allows 64 characters for a role name; the longest suffix used here is "-system-node".
+    # IAM and EventBridge allow 64 characters for a name; the longest suffix used here is "-system-node".
     condition     = can(regex("^[a-zA-Z0-9][a-zA-Z0-9_-]{0,49}$", var.cluster_name))
     error_message = "cluster_name must be 1-50 characters of letters, digits, '-' and '_', beginning with a letter or digit."
   }
@@ -63,7 +63,7 @@ variable "admin_principal_arns" {
 }
 
 variable "availability_zones" {
-  description = "Zones to use, at least two. Empty: the first zone_count zones of the region that are open without opt-in."
+  description = "Zones to use, two to four, for the whole life of the cluster. Empty: the first zone_count zones of the region that are open without opt-in."
   type        = list(string)
   default     = []
 
@@ -71,12 +71,22 @@ variable "availability_zones" {
     condition     = length(var.availability_zones) == 0 || length(distinct(var.availability_zones)) >= 2
     error_message = "EKS wants subnets in at least two different zones."
   }
+
+  validation {
+    condition     = length(var.availability_zones) <= 4 && length(distinct(var.availability_zones)) == length(var.availability_zones)
+    error_message = "availability_zones must be at most four, each named once."
+  }
+
+  validation {
+    condition     = alltrue([for zone in var.availability_zones : startswith(zone, var.region)])
+    error_message = "availability_zones must be zones of the region."
+  }
 }
 
 variable "zone_count" {
-  description = "How many zones to use where availability_zones is empty. More zones find more GPU capacity."
+  description = "How many zones to use where availability_zones is empty, as far as the region has them. More zones find more GPU capacity."
   type        = number
-  default     = 2
+  default     = 3
 
   validation {
     condition     = var.zone_count >= 2 && var.zone_count <= 4
@@ -85,13 +95,32 @@ variable "zone_count" {
 }
 
 variable "vpc_cidr" {
-  description = "Address block of the VPC; /16 to /20. Each zone gets a public and a private subnet out of it."
+  description = "The VPC's own address block, /16 to /20. Each zone gets a public and a private subnet out of it."
   type        = string
   default     = "10.40.0.0/16"
 
   validation {
     condition     = can(cidrnetmask(var.vpc_cidr)) && try(tonumber(split("/", var.vpc_cidr)[1]) >= 16 && tonumber(split("/", var.vpc_cidr)[1]) <= 20, false)
     error_message = "vpc_cidr must be an IPv4 block between /16 and /20, such as 10.40.0.0/16."
+  }
+}
+
+variable "secondary_cidr" {
+  description = "Second address block of the VPC, /16 to /20 inside 100.64.0.0/10, which every VPC may have: nodes and pods take their addresses here, a subnet a zone, and none from vpc_cidr. null: they live in the private subnets."
+  type        = string
+  default     = "100.64.0.0/16"
+
+  validation {
+    condition = var.secondary_cidr == null || (
+      can(cidrnetmask(var.secondary_cidr)) &&
+      can(regex("^100\\.(6[4-9]|[7-9][0-9]|1[01][0-9]|12[0-7])\\.[0-9.]+/(1[6-9]|20)$", var.secondary_cidr))
+    )
+    error_message = "secondary_cidr must be an IPv4 block between /16 and /20 inside 100.64.0.0/10, or null."
+  }
+
+  validation {
+    condition     = var.secondary_cidr == null || !can(regex("^100\\.(6[4-9]|[7-9][0-9]|1[01][0-9]|12[0-7])\\.", var.vpc_cidr))
+    error_message = "With a secondary_cidr, vpc_cidr must lie outside 100.64.0.0/10."
   }
 }
 
@@ -129,9 +158,14 @@ variable "control_plane_logs" {
 }
 
 variable "log_retention_days" {
-  description = "How long CloudWatch keeps the control plane's logs, in days."
+  description = "How long CloudWatch keeps logs, in days."
   type        = number
   default     = 30
+
+  validation {
+    condition     = contains([1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653], var.log_retention_days)
+    error_message = "log_retention_days must be a period that CloudWatch knows: 1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288 or 3653."
+  }
 }
 
 variable "system_nodes" {
@@ -140,12 +174,18 @@ variable "system_nodes" {
     instance_types = optional(list(string), ["m6i.large"])
     size           = optional(number, 2)
     max_size       = optional(number, 4)
+    disk_gb        = optional(number, 50)
   })
   default = {}
 
   validation {
     condition     = var.system_nodes.size >= 0 && var.system_nodes.max_size >= max(1, var.system_nodes.size)
     error_message = "system_nodes.size must not be negative, max_size not below it."
+  }
+
+  validation {
+    condition     = length(var.system_nodes.instance_types) > 0 && var.system_nodes.disk_gb >= 20
+    error_message = "system_nodes needs at least one instance type, and a disk_gb of 20 or more."
   }
 }
 
@@ -161,6 +201,7 @@ variable "addons" {
     kube-proxy             = { before_nodes = true }
     eks-pod-identity-agent = { before_nodes = true }
     coredns                = {}
+    aws-ebs-csi-driver     = {}
     aws-efs-csi-driver     = {}
   }
 
@@ -181,8 +222,50 @@ variable "efs_throughput_mode" {
   }
 }
 
+variable "efs_require_tls" {
+  description = "A policy on the file system that refuses mounts without TLS."
+  type        = bool
+  default     = true
+}
+
+variable "cloudwatch_observability" {
+  description = "The add-on amazon-cloudwatch-observability: metrics and logs of nodes and pods in CloudWatch, which charges for each of them."
+  type        = bool
+  default     = false
+}
+
+variable "karpenter" {
+  description = "AWS's side of Karpenter: the controller's role for namespace/service_account, and the queue that tells it of instances about to go. enabled false: GPU nodes are yours to bring. interruption_queue false: no queue, no event rules."
+  type = object({
+    enabled            = optional(bool, true)
+    interruption_queue = optional(bool, true)
+    namespace          = optional(string, "kube-system")
+    service_account    = optional(string, "karpenter")
+  })
+  default = {}
+}
+
+variable "grafana" {
+  description = "A secret in Secrets Manager with a password that AWS makes and terraform never keeps. Raise password_version for a new one."
+  type = object({
+    enabled          = optional(bool, true)
+    password_version = optional(number, 1)
+  })
+  default = {}
+
+  validation {
+    condition     = var.grafana.password_version >= 1 && floor(var.grafana.password_version) == var.grafana.password_version
+    error_message = "grafana.password_version must be a whole number from 1 on."
+  }
+}
+
 variable "tags" {
   description = "Further tags for every resource."
   type        = map(string)
   default     = {}
+
+  validation {
+    condition     = !contains(keys(var.tags), "nim-rollouts/environment") && alltrue([for key in keys(var.tags) : !startswith(key, "aws:")])
+    error_message = "tags may hold neither nim-rollouts/environment, which is the environment's name, nor keys that begin with aws:."
+  }
 }
