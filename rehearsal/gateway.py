@@ -13,7 +13,6 @@ import contextlib
 import json
 import logging
 import resource
-import signal
 import socket
 import ssl
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 from rehearsal import config, faults
 from rehearsal.config import Rehearsal
 from rehearsal.nim.settings import Shares
+from rehearsal.stopping import until_stopped
 
 log = logging.getLogger("gateway")
 
@@ -174,12 +174,7 @@ async def main() -> None:
     # Two descriptors a connection, and a client may hold a thousand.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    work = asyncio.create_task(Gateway(config.load()).run())
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, work.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await work
+    await until_stopped(Gateway(config.load()).run())
 
 
 if __name__ == "__main__":

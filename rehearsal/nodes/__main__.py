@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
 import sys
 
 from rehearsal import config
 from rehearsal.kube import Kube
 from rehearsal.nodes.provisioner import Provisioner
 from rehearsal.nodes.shapes import load_shapes
+from rehearsal.stopping import until_stopped
 
 
 async def main() -> None:
     r = config.load()
     async with Kube.from_rehearsal(r) as kube:
         provisioner = Provisioner(r, kube, load_shapes(r.root / "rehearsal" / "nodes.yaml"))
-        work = asyncio.create_task(provisioner.run(on_synced=lambda: config.mark_ready("nodes")))
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, work.cancel)
-        with contextlib.suppress(asyncio.CancelledError):
-            await work
+        await until_stopped(provisioner.run(on_synced=lambda: config.mark_ready("nodes")))
 
 
 if __name__ == "__main__":

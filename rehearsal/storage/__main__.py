@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
 import sys
 
 from rehearsal import config
 from rehearsal.kube import Kube
+from rehearsal.stopping import until_stopped
 from rehearsal.storage.access_points import AccessPoints
 from rehearsal.storage.provisioner import Provisioner
 
@@ -18,12 +17,7 @@ async def main() -> None:
     r = config.load()
     async with Kube.from_rehearsal(r) as kube:
         provisioner = Provisioner(r, kube, AccessPoints.at(r.url("aws")))
-        work = asyncio.create_task(provisioner.run(on_synced=lambda: config.mark_ready("storage")))
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, work.cancel)
-        with contextlib.suppress(asyncio.CancelledError):
-            await work
+        await until_stopped(provisioner.run(on_synced=lambda: config.mark_ready("storage")))
 
 
 if __name__ == "__main__":
