@@ -193,6 +193,7 @@ def test_concurrent_runs_cannot_rewind(access: ClusterAccess, namespace: str) ->
 def test_delete_of_another_uid_does_nothing(cluster: Cluster, namespace: str) -> None:
     made = cluster.apply(config_map(namespace, {"a": "1"})).obj
     assert not cluster.delete(made, uid="00000000-0000-0000-0000-000000000000")
+    assert not cluster.delete(made, uid=made["metadata"]["uid"], resource_version="1")
     assert cluster.delete(made, uid=made["metadata"]["uid"])
     assert not cluster.delete(made)
 

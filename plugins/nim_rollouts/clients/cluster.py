@@ -123,8 +123,9 @@ class Cluster:
         uid: str | None = None,
         propagation: str = "Background",
         generation: int | None = None,
+        resource_version: str | None = None,
     ) -> bool:
-        """Order the deletion; False when there is nothing (any more) of that name, or of that uid.
+        """Order the deletion; False when there is nothing (any more) of that name, or of that uid or version.
 
         :param generation: the claim's: an object that carries a higher one is not deleted
         :raises Superseded: see `generation`
@@ -137,13 +138,15 @@ class Cluster:
                 return False
             _refuse_older(ref, {"metadata": {"annotations": {GENERATION: str(generation)}}}, live)
             uid = live["metadata"]["uid"]
-        if uid is not None:
-            body["preconditions"] = {"uid": uid}
+        wanted = {"uid": uid, "resourceVersion": resource_version}
+        bound = {key: value for key, value in wanted.items() if value is not None}
+        if bound:
+            body["preconditions"] = bound
         try:
             self.rest.json("DELETE", ref.path, body=body)
         except ApiRefusal as refusal:
-            # 409: the precondition failed, the name belongs to another object now.
-            if refusal.status == 404 or (refusal.status == 409 and uid is not None):
+            # 409: the precondition failed: the name belongs to another object now, or this one has moved on.
+            if refusal.status == 404 or (refusal.status == 409 and bound):
                 return False
             raise meaning(refusal, f"delete {ref}") from refusal
         return True

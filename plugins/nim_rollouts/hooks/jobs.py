@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nim_rollouts.clients.resources import Ref
-from nim_rollouts.clients.rest import ApiRefusal, meaning
 from nim_rollouts.core.manifests import ROLLOUT
 from nim_rollouts.core.verdicts.objects import is_deleting, is_true, owned_by, status, uid_of
 
@@ -129,19 +127,7 @@ def _same(session: Session, job: Object) -> Object | None:
 def _delete(session: Session, job: Object) -> bool:
     """Delete this Job in this version of it, or nothing."""
     metadata = job["metadata"]
-    options = {
-        "apiVersion": "v1",
-        "kind": "DeleteOptions",
-        "propagationPolicy": "Background",
-        "preconditions": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]},
-    }
-    try:
-        session.cluster.rest.json("DELETE", Ref.of(job).path, body=options)
-    except ApiRefusal as refusal:
-        if refusal.status not in (404, 409):
-            raise meaning(refusal, f"delete Job {metadata['name']}") from refusal
-        return False
-    return True
+    return session.cluster.delete(job, uid=metadata["uid"], resource_version=metadata["resourceVersion"])
 
 
 def _is_this_runs(session: Session, job: Object) -> bool:

@@ -16,8 +16,6 @@ import pytest
 from nim_rollouts.clients import claims
 from nim_rollouts.clients.cluster import ApplyResult
 from nim_rollouts.clients.include import Include
-from nim_rollouts.clients.resources import Ref
-from nim_rollouts.clients.rest import ApiRefusal
 from nim_rollouts.core.errors import ApplyRejected
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators.base import Stage, StageOperator
@@ -52,7 +50,6 @@ class FakeCluster:
         self.text = ""
         self.answers: Callable[..., Any] = lambda *_, **__: None
         self._uids = itertools.count(1)
-        self.rest = SimpleNamespace(json=self._json)
 
     def put(self, obj: dict[str, Any]) -> dict[str, Any]:
         obj = copy.deepcopy(obj)
@@ -89,10 +86,14 @@ class FakeCluster:
             and wanted.items() <= (obj["metadata"].get("labels") or {}).items()
         ]
 
-    def delete(self, obj: dict[str, Any], *, uid: str | None = None, generation: int | None = None, **_: Any) -> bool:
+    def delete(
+        self, obj: dict[str, Any], *, uid: str | None = None, resource_version: str | None = None, **_: Any
+    ) -> bool:
         key = (obj["kind"], obj["metadata"].get("namespace"), obj["metadata"]["name"])
         live = self.objects.get(key)
         if live is None or (uid and live["metadata"]["uid"] != uid):
+            return False
+        if resource_version and live["metadata"]["resourceVersion"] != resource_version:
             return False
         self.log.append(f"delete {obj['kind']}/{obj['metadata']['name']}")
         del self.objects[key]
@@ -108,17 +109,6 @@ class FakeCluster:
         new = _merged(live, changes)
         new["metadata"]["resourceVersion"] = str(int(live["metadata"]["resourceVersion"]) + 1)
         return self.put(new)
-
-    def _json(self, method: str, path: str, *, body: dict[str, Any]) -> dict[str, Any]:
-        """A deletion with preconditions, as `hooks.jobs` sends it."""
-        assert method == "DELETE"
-        for key, live in self.objects.items():
-            if Ref.of(live).path == path:
-                if any(live["metadata"][name] != value for name, value in body["preconditions"].items()):
-                    raise ApiRefusal(409, {"reason": "Conflict"})
-                self.log.append(f"delete {key[0]}/{key[2]}")
-                return self.objects.pop(key)
-        raise ApiRefusal(404, {"reason": "NotFound"})
 
     def logs(self, namespace: str, pod: str, container: str | None = None, **_: Any) -> str:
         return self.text

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from nim_rollouts.clients.ledger import Ledger
-from nim_rollouts.clients.rest import ApiRefusal
 from nim_rollouts.core.errors import (
     ClusterMissing,
     ClusterUnavailable,
@@ -196,11 +195,11 @@ async def test_no_other_wait_stops_anything(waiting: World) -> None:
 def _deletions(world: World) -> list[dict[str, str]]:
     deleted: list[dict[str, str]] = []
 
-    def send(method: str, path: str, *, body: dict[str, Any]) -> dict[str, Any]:
-        deleted.append(body["preconditions"])
-        raise ApiRefusal(409, {"reason": "Conflict"})  # somebody was quicker: no error
+    def delete(job: dict[str, Any], *, uid: str, resource_version: str) -> bool:
+        deleted.append({"uid": uid, "resourceVersion": resource_version})
+        return False  # somebody was quicker: no error
 
-    world.cluster.rest = SimpleNamespace(json=send)
+    world.cluster.delete = delete  # type: ignore[method-assign, assignment]
     return deleted
 
 
