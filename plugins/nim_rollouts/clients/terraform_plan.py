@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from nim_rollouts.core.cost import sizes
+
 Change = tuple[str, str]
 """(resource address, action), where the action is create, update, replace, delete or forget."""
 
@@ -27,6 +29,7 @@ class PlanSummary:
     output_changes: list[str] = field(default_factory=list)
     drift: list[Change] = field(default_factory=list)
     plan_file: str = ""
+    sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -101,6 +104,7 @@ def summarise(shown: dict[str, Any], *, checksum: str, plan_file: str) -> PlanSu
         # A refresh also finds what AWS has filled in by itself; only what the plan would undo is of interest.
         drift=[drifted for drifted in _changes(shown.get("resource_drift", [])) if drifted[0] in dict(changes)],
         plan_file=plan_file,
+        sizes=sizes(shown),
     )
 
 
