@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nim_rollouts.core.errors import TerraformFailed
 from nim_rollouts.operators.base import INTENT, RESULT, Facts, Stage, StageOperator
@@ -23,7 +23,7 @@ PLAN_STAGE = "terraform_plan"
 class TerraformStage(StageOperator):
     """A stage that runs terraform. Stopping the task lets terraform finish what is in flight."""
 
-    claim_scopes = ("environment",)
+    claim_scopes: ClassVar[tuple[str, ...]] = ("environment",)
 
     def terraform(self, stage: Stage) -> Terraform:
         """terraform, initialised on the environment's state."""
@@ -125,13 +125,16 @@ class TerraformOutputsOperator(TerraformStage):
     """Writes the outputs down for the stages after it. Sensitive ones are left out."""
 
     def run(self, stage: Stage) -> Facts:
-        """Reads only."""
+        """Reads only, but for the note of which network it is: a teardown's inventory looks there."""
+        from nim_rollouts.hooks.inventory import remember_networks
+
         outputs: dict[str, Any] = self.terraform(stage).output()
         if command := outputs.get("configure_kubectl"):
             stage.log.info("kubectl access: %s", command)
         if not outputs:
             raise TerraformFailed("the state holds no outputs", reason="outputs-missing",
                                   hint="Clear terraform_plan and the tasks after it")  # fmt: skip
+        remember_networks(stage.session.environment, stage.session.store, outputs)
         return {"outputs": outputs}
 
 
