@@ -3,10 +3,11 @@ gone. An operator leaves only when none of its custom resources is left; finaliz
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from nim_rollouts.core.errors import LeftoversFound
+from nim_rollouts.core.errors import LeftoversFound, NimRolloutsError
 from nim_rollouts.operators.base import Facts, Stage
+from nim_rollouts.operators.inventory import InventoryOperator
 from nim_rollouts.operators.teardown import DEPLOYMENT, DeletingOperator, named
 from nim_rollouts.operators.terraform import TerraformStage
 
@@ -136,6 +137,7 @@ class TerraformDestroyOperator(TerraformStage):
     def run(self, stage: Stage) -> Facts:
         """Refused while a launched node is left: its instance would outlive the cluster."""
         from nim_rollouts.hooks.infrastructure import variables
+        from nim_rollouts.hooks.inventory import naming_holders, remember_networks
 
         cluster = stage.session.cluster_if_any()
         nodes = launched_nodes(cluster) if cluster else []
@@ -144,27 +146,29 @@ class TerraformDestroyOperator(TerraformStage):
                 f"launched nodes have come back: {', '.join(one['metadata']['name'] for one in nodes)}",
                 hint="See who asks for them, then clear list_nodes and the tasks after it",
             )
-        destroyed = self.terraform(stage).destroy(variables(stage.session.environment))
+        environment, terraform = stage.session.environment, self.terraform(stage)
+        # Once the state is empty, nothing else says in which network an untagged thing would lie.
+        remember_networks(environment, stage.session.store, terraform.output())
+        try:
+            destroyed = terraform.destroy(variables(environment))
+        except NimRolloutsError as error:
+            if error.reason != "dependency-violation":
+                raise
+            raise naming_holders(environment, stage.session.store, error) from error
         return destroyed.as_facts()
 
 
-class VerifyGoneOperator(TerraformStage):
+class VerifyGoneOperator(InventoryOperator):
     """Looks again everywhere: the state, and AWS itself."""
+
+    claim_scopes: ClassVar[tuple[str, ...]] = ("environment",)
+    reads_only: ClassVar[bool] = False
 
     def run(self, stage: Stage) -> Facts:
         """Empty is success; leftovers are listed; not being able to look is neither."""
-        from nim_rollouts.hooks.inventory import leftovers
-
-        in_state = self.terraform(stage).state_list()
-        in_aws = leftovers(stage.session.environment)
-        found = [*(f"terraform {address}" for address in in_state), *in_aws]
-        if found:
-            raise LeftoversFound(
-                f"{len(found)} things are still there: {', '.join(found[:20])}",
-                hint="Find out who holds them, remove it, and clear terraform_destroy and the tasks after it",
-            )
-        stage.log.info("nothing is left: the state is empty, AWS has nothing with the environment's tag")
-        return {"state": "empty", "aws": "empty"}
+        facts = super().run(stage)
+        stage.log.info("nothing is left: the state is empty, AWS has nothing of the environment")
+        return {"state": "empty", "aws": "empty"} | facts
 
 
 def launched_nodes(cluster: Cluster) -> list[Object]:
