@@ -7,7 +7,6 @@ server. Ends with 1 and one line a problem.
 from __future__ import annotations
 
 import argparse
-import secrets
 import sys
 from pathlib import Path
 
@@ -26,7 +25,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("chart", type=Path, help="the chart: a folder, or the .tgz of `helm pull`")
     parser.add_argument("values", type=Path, nargs="?", help="a values file, such as include/helm/nim-operator.yaml")
     parser.add_argument("--release", default="check-chart")
-    parser.add_argument("--namespace", default=f"check-chart-{secrets.token_hex(3)}", help="a new one, by default")
     parser.add_argument(
         "--allow", action="append", default=[], metavar="a.b", help="a value that is right all the same"
     )
@@ -43,8 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
         access = ClusterAccess(rehearsal.url("apiserver"), rehearsal.ca.read_text(), lambda: rehearsal.admin_token)
         cluster = Cluster(access)
     try:
-        findings = check(HelmProcess(_binary(rehearsal)), asked.chart, asked.values, release=asked.release,
-                         namespace=asked.namespace, cluster=cluster, allowed=asked.allow)  # fmt: skip
+        findings = check(
+            HelmProcess(_binary(rehearsal)),
+            asked.chart,
+            asked.values,
+            release=asked.release,
+            cluster=cluster,
+            allowed=asked.allow,
+        )
     except NimRolloutsError as error:
         print(error, file=sys.stderr)
         return 2
@@ -63,8 +67,6 @@ def _binary(rehearsal: config.Rehearsal | None) -> str:
 def _tell(findings: Findings, *, with_cluster: bool) -> int:
     for problem in findings.problems:
         print(f"problem: {problem}")
-    for name in findings.unasked:
-        print(f"not asked: {name}: the API server does not serve this kind")
     asked = "accepted by the API server" if with_cluster else "not shown to an API server: no rehearsal is up"
     counted = f"{len(findings.objects)} objects"
     print(f"{len(findings.problems)} problems" if findings.problems else f"it would install: {counted}, {asked}")

@@ -6,6 +6,7 @@ Three questions: does the chart know every key of the values; does it render; do
 from __future__ import annotations
 
 import hashlib
+import secrets
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -30,12 +31,10 @@ _SERVED_S = 10.0
 
 @dataclass
 class Findings:
-    """`problems`: a sentence each; none: it would install. `objects`: what it renders to, `Kind/name`, CRDs first.
-    `unasked`: objects whose kind the API server does not serve, and nothing in the chart brings."""
+    """`problems`: a sentence each; none: it would install. `objects`: what it renders to, `Kind/name`, CRDs first."""
 
     problems: list[str] = field(default_factory=list)
     objects: list[str] = field(default_factory=list)
-    unasked: list[str] = field(default_factory=list)
 
 
 def check(
@@ -44,17 +43,17 @@ def check(
     values: Path | None,
     *,
     release: str,
-    namespace: str,
     cluster: Cluster | None = None,
     allowed: Collection[str] = (),
 ) -> Findings:
     """All three questions; without a cluster the third is left out.
 
     :param chart: a folder or a .tgz
-    :param cluster: its namespace and CRDs are made for the time of the check, and removed where they were not there
+    :param cluster: a namespace, and those CRDs that it lacks, are made for the time of the check
     :param allowed: dotted values that are right although the chart's defaults do not show them
     """
     findings = Findings()
+    namespace = f"check-chart-{secrets.token_hex(4)}"  # its own: one that was just removed is in the way for a while
     try:
         given = parse(values.read_text(), values.name).data if values else None
     except SpecError as error:
@@ -136,7 +135,10 @@ def _ask(cluster: Cluster, served: _Served, obj: Object, namespace: str, finding
     """A dry run of one object under a name of its own: nothing that is installed is touched, or owned by others."""
     resource = served.find(obj["apiVersion"], obj["kind"])
     if resource is None:
-        findings.unasked.append(_name(obj))
+        findings.problems.append(
+            f"{_name(obj)}: the API server does not serve {obj['apiVersion']}: turn it off in the values, "
+            "or install first what brings this kind"
+        )
         return
     place = ""
     asked = {**obj, "metadata": {**obj["metadata"], "name": _other_name(obj)}}
