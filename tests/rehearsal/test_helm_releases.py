@@ -174,6 +174,13 @@ def test_the_operator_goes_after_its_resources_and_its_crds_after_it(bench: Benc
     helm = Helm(cluster, include, binary=str(bench.binary))
     name = "servicemonitors.monitoring.coreos.com"
     addon = next(one for one in include.environment("rehearsal").addons if one.name == "kube-prometheus-stack")
+    # One CRD that nobody requires is known by its label alone.
+    required = addon.requires.model_copy(update={"crds": [name]})
+    addon = addon.model_copy(update={"requires": required})
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": addon.namespace}})
+    labels = {"app.kubernetes.io/managed-by": "nim-rollouts"}
+    metadata = {"name": "grafana-admin", "namespace": addon.namespace, "labels": labels}
+    cluster.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata})
     helm.upgrade_install(addon)
     until(lambda: _established(cluster, name))
     monitor = {
@@ -191,11 +198,11 @@ def test_the_operator_goes_after_its_resources_and_its_crds_after_it(bench: Benc
     assert live is not None and live["metadata"]["finalizers"]
     cluster.patch(live, {"metadata": {"finalizers": []}})
     cluster.delete(live)
-    until(lambda: not helm_crds.in_use(cluster, helm_crds.definitions(cluster, helm, addon)))
-    bench.argv.unlink()
+    until(lambda: not helm_crds.in_use(cluster, helm_crds.definitions(cluster, addon)))
     gone = helm_crds.remove(cluster, helm, addon)
     assert gone == {"uninstalled": True, "crds": ["podmonitors.monitoring.coreos.com", name]}
     assert cluster.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", None, name) is None
+    assert cluster.get("v1", "Secret", addon.namespace, "grafana-admin") is None
     assert helm_crds.remove(cluster, helm, addon) == {"uninstalled": False, "crds": []}
 
 
@@ -240,6 +247,7 @@ def _helm(bench: Bench, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_classic_repository(bench: Bench) -> None:
     folder = bench.folder / "repository"
     package = _package(bench, folder)

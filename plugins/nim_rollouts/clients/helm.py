@@ -40,7 +40,7 @@ from nim_rollouts.clients.helm_process import find_binary as find_binary
 from nim_rollouts.clients.include import Include
 from nim_rollouts.clients.resources import Ref
 from nim_rollouts.core import chartvalues
-from nim_rollouts.core.addons import Addon, overlay
+from nim_rollouts.core.addons import ADDON_LABEL, Addon, overlay
 from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, NimRolloutsError
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Helm:
                 log.warning("add-on %s: %s", addon.name, problem)
             before = self._make_free(addon, before)
             for definition in self._crds(addon, chart):
-                self.cluster.apply(definition, force_managers=CRD_MANAGERS)
+                self.cluster.apply(_labelled(definition, addon), force_managers=CRD_MANAGERS)
             labels = {CHART_LABEL: _short(chart.digest), VALUES_LABEL: values_digest, SOURCE_LABEL: _source(addon)}
             arguments = ["upgrade", "--install", addon.name, str(chart.path), "--create-namespace", "--skip-crds"]
             arguments += ["--labels", ",".join(f"{key}={value}" for key, value in labels.items())]
@@ -279,6 +279,12 @@ class Helm:
 
     def _on_cluster(self, addon: Addon, arguments: Sequence[str], timeout_s: float) -> None:
         self.process.run(arguments, about=addon.name, timeout_s=timeout_s, namespace=addon.namespace)
+
+
+def _labelled(definition: Mapping[str, Any], addon: Addon) -> dict[str, Any]:
+    metadata = definition["metadata"]
+    labels = {**(metadata.get("labels") or {}), ADDON_LABEL: addon.label}
+    return {**definition, "metadata": {**metadata, "labels": labels}}
 
 
 def _revision(labels: Mapping[str, str]) -> HelmStatus:

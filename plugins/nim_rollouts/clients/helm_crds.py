@@ -1,5 +1,5 @@
-"""The CRDs of an add-on: which are there, what still lives under them, and their end. They go after their operator,
-and the operator goes only when none of its custom resources is left: it has to let go of their finalizers."""
+"""An add-on's end: its CRDs go after their operator, and the operator goes only when none of its custom resources is
+left: it has to let go of their finalizers. No chart is fetched for it: the CRDs that were applied carry a label."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from nim_rollouts.clients.cluster import Cluster, Object
 from nim_rollouts.clients.helm import Helm
 from nim_rollouts.clients.resources import Ref
-from nim_rollouts.core.addons import Addon
+from nim_rollouts.core.addons import ADDON_LABEL, Addon
 from nim_rollouts.core.errors import LeftoversFound
+from nim_rollouts.core.manifests import MANAGED_BY, MANAGER
 
 CRD_API, CRD = "apiextensions.k8s.io/v1", "CustomResourceDefinition"
 _LOOK_S = 0.5
 _SHOWN = 10
 
 
-def definitions(cluster: Cluster, helm: Helm, addon: Addon) -> list[Object]:
-    """The add-on's CRDs that the cluster has: those that it requires, and all of its chart's crds/ folder.
-
-    :raises HelmFailed, HelmUnavailable: the chart cannot be fetched
-    """
-    names = {*addon.requires.crds, *(one["metadata"]["name"] for one in helm.crds(addon))}
-    found = (cluster.get(CRD_API, CRD, None, name) for name in sorted(names))
-    return [one for one in found if one is not None]
+def definitions(cluster: Cluster, addon: Addon) -> list[Object]:
+    """The add-on's CRDs that the cluster has: those that it requires, and all that were applied with it, by name."""
+    required = (cluster.get(CRD_API, CRD, None, name) for name in addon.requires.crds)
+    found = [one for one in required if one is not None]
+    found += cluster.list(CRD_API, CRD, label_selector=f"{ADDON_LABEL}={addon.label}")
+    by_name = {one["metadata"]["name"]: one for one in found}
+    return [by_name[name] for name in sorted(by_name)]
 
 
 def in_use(cluster: Cluster, found: list[Object]) -> list[str]:
@@ -57,19 +57,28 @@ def refuse_in_use(cluster: Cluster, addon: Addon, found: list[Object]) -> None:
 
 
 def remove(cluster: Cluster, helm: Helm, addon: Addon, *, wait_s: float = 120) -> dict[str, Any]:
-    """The add-on's end, in order: refused while custom resources are left; the release; its CRDs. Again: nothing.
+    """In order: refused while custom resources are left; the release; the Secrets that we filled; its CRDs. What is
+    gone already is no error.
 
     :returns: `uninstalled` and the `crds` that were removed
     :raises LeftoversFound: custom resources are left; or a CRD has not gone within `wait_s`
     """
-    found = definitions(cluster, helm, addon)
+    found = definitions(cluster, addon)
     refuse_in_use(cluster, addon, found)
     uninstalled = helm.uninstall(addon, wait_s=wait_s)
     refuse_in_use(cluster, addon, found)  # one that came meanwhile would lose its kind, and with it its finalizer
+    for secret in addon.secrets:
+        _delete_own(cluster, Ref("v1", "Secret", secret.name, addon.namespace))
     for one in found:
         cluster.delete(one, uid=one["metadata"]["uid"])
     _wait_gone(cluster, [one["metadata"]["name"] for one in found], wait_s)
     return {"uninstalled": uninstalled, "crds": [one["metadata"]["name"] for one in found]}
+
+
+def _delete_own(cluster: Cluster, ref: Ref) -> None:
+    live = cluster.get(ref.api_version, ref.kind, ref.namespace, ref.name)
+    if live is not None and (live["metadata"].get("labels") or {}).get(MANAGED_BY) == MANAGER:
+        cluster.delete(live, uid=live["metadata"]["uid"])
 
 
 def _wait_gone(cluster: Cluster, names: list[str], wait_s: float) -> None:

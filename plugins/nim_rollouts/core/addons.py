@@ -11,6 +11,8 @@ from nim_rollouts.core import chartvalues
 from nim_rollouts.core.errors import PlatformNotReady
 from nim_rollouts.core.fields import LabelName, ObjectName, Strict
 
+#: On what is made for an add-on besides its release: CRDs and Secrets.
+ADDON_LABEL = "nim-rollouts/addon"
 #: What the GPU nodes run. It decides who brings the NVIDIA driver and device plugin: the image, or an add-on.
 NodeOs = Literal["bottlerocket", "al2023"]
 
@@ -82,6 +84,11 @@ class Addon(Strict):
     def chart_name(self) -> str:
         """The chart's own name: the last part of its address."""
         return self.chart.rstrip("/").rpartition("/")[2]
+
+    @property
+    def label(self) -> str:
+        """Its value of `ADDON_LABEL`."""
+        return f"{self.namespace}.{self.name}"[:63].rstrip("-.")
 
     @property
     def outputs(self) -> set[str]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nim_rollouts.core.addons import Addon, AddonSecret, output
+from nim_rollouts.core.addons import ADDON_LABEL, Addon, AddonSecret, output
 from nim_rollouts.core.environment import Environment
 from nim_rollouts.core.errors import AccessDenied, PlatformNotReady
 from nim_rollouts.core.manifests import ENVIRONMENT_LABEL, MANAGED_BY, MANAGER
 
-ADDON_LABEL = "nim-rollouts/addon"
 _DENIED = ("AccessDeniedException", "AccessDenied", "UnrecognizedClientException", "ExpiredTokenException")
 
 
@@ -28,7 +27,7 @@ def secret_objects(environment: Environment, addon: Addon, outputs: Mapping[str,
 
 
 def _filled(environment: Environment, addon: Addon, secret: AddonSecret, name: str) -> dict[str, Any]:
-    labels = {MANAGED_BY: MANAGER, ENVIRONMENT_LABEL: environment.name, ADDON_LABEL: addon.name}
+    labels = {MANAGED_BY: MANAGER, ENVIRONMENT_LABEL: environment.name, ADDON_LABEL: addon.label}
     held = {**secret.literals, secret.key: _value(environment, name)}
     return {
         "apiVersion": "v1",
