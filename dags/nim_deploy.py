@@ -18,7 +18,6 @@ from nim_rollouts.operators.platform import (
     ApplySecretsOperator,
     ClusterAccessOperator,
     HelmReleaseOperator,
-    VerifyPlatformOperator,
 )
 from nim_rollouts.operators.terraform import (
     TerraformApplyOperator,
@@ -26,6 +25,7 @@ from nim_rollouts.operators.terraform import (
     TerraformPlanOperator,
 )
 from nim_rollouts.operators.validate import STRATEGIES, ValidateOperator
+from nim_rollouts.operators.verify import VerifyPlatformOperator
 from nim_rollouts.operators.waits import (
     WaitBenchmarkOperator,
     WaitCacheOperator,

@@ -107,6 +107,13 @@ class Budgets(Strict):
     endpoint_s: int = Field(default=180, ge=1, le=LONGEST_BUDGET_S)
 
 
+class Verify(Strict):
+    """How the platform is verified. `image`: of the pod that writes into a volume and reads it back; a shell with
+    `stat` is all it needs, and nodes must be able to pull it without a secret."""
+
+    image: str = "public.ecr.aws/docker/library/busybox:1.37"
+
+
 class Policies(Strict):
     """`claim`: what a run does when another live one holds the claim."""
 
@@ -130,6 +137,7 @@ class Environment(Strict):
     storage_class: ObjectName
     budgets: Budgets = Field(default_factory=Budgets)
     policies: Policies = Field(default_factory=Policies)
+    verify: Verify = Field(default_factory=Verify)
 
     @model_validator(mode="after")
     def _releases_differ(self) -> Environment:
