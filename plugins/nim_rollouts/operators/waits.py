@@ -211,7 +211,16 @@ class WaitOperator(StageOperator):
 
 
 class WaitPlatformOperator(WaitOperator):
-    """Waits until the add-ons' CRDs are established and their Deployments available."""
+    """Waits until the add-ons' CRDs are established, their Deployments available, and the storage probe has ended."""
+
+    stops_job = True
+
+    def details(self, stage: Stage, snapshots: Mapping[str | None, Snapshot]) -> Facts:
+        """What the storage probe has found."""
+        from nim_rollouts.operators import storage_probe
+
+        namespace = stage.session.names.namespace
+        return {storage_probe.FACT: storage_probe.answer(stage.session, snapshots.get(namespace) or {})}
 
 
 class WaitCacheOperator(WaitOperator):
