@@ -119,7 +119,7 @@ class Verification:
         from nim_rollouts.core import checks
         from nim_rollouts.operators.base import now
 
-        wanted = [name for addon in self.session.environment.addons for name in addon.requires.crds]
+        wanted = [name for addon in self.session.environment.active_addons for name in addon.requires.crds]
         found = self._list("apiextensions.k8s.io/v1", "CustomResourceDefinition") if wanted else []
         return checks.definitions({"CustomResourceDefinition": found}, wanted, now())
 
@@ -129,7 +129,7 @@ class Verification:
         from nim_rollouts.core.verdicts import deployment
         from nim_rollouts.operators.base import now
 
-        addons = self.session.environment.addons
+        addons = self.session.environment.active_addons
         wanted = [(addon.namespace, name) for addon in addons for name in addon.requires.deployments]
         snapshots = {
             space: {kind: self.session.cluster.list(api_version_of(kind), kind, space) for kind in deployment.KINDS}
@@ -140,7 +140,7 @@ class Verification:
     def _webhooks(self) -> Check:
         from nim_rollouts.core import checks
 
-        brought = [name for addon in self.session.environment.addons for name in addon.requires.crds]
+        brought = [name for addon in self.session.environment.active_addons for name in addon.requires.crds]
         groups = {name.partition(".")[2] for name in brought} | {"apps.nvidia.com", *checks.KARPENTER_GROUPS}
         kinds = ("ValidatingWebhookConfiguration", "MutatingWebhookConfiguration")
         configurations = [one for kind in kinds for one in self._list(_ADMISSION, kind)]
