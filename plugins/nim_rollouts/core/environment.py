@@ -108,9 +108,12 @@ class Budgets(Strict):
 
 
 class Policies(Strict):
-    """`claim`: what a run does when another live one holds the claim."""
+    """`claim`: what a run does when another live one holds the claim. `protected`: a teardown of the platform or of
+    everything is refused. `cloud_look_s`: seconds between two looks at AWS while a teardown waits for it."""
 
     claim: Literal["refuse", "wait"] = "refuse"
+    protected: bool = False
+    cloud_look_s: int = Field(default=15, ge=1, le=600)
 
 
 class Environment(Strict):

@@ -165,5 +165,6 @@ _PLANS: dict[str, Callable[[Session], Plan]] = {
     "wait_benchmark": _benchmark,
     "wait_services_gone": _gone_after("delete_services"),
     "wait_caches_gone": _gone_after("delete_caches"),
-    "wait_nodes_gone": _gone_after("list_nodes"),
+    "wait_nodes_gone": _gone_after("delete_node_pools"),
+    "wait_load_balancers_gone": _gone_after("delete_load_balancers"),
 }
