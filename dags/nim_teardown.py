@@ -17,9 +17,9 @@ from nim_rollouts.operators.teardown import (
 from nim_rollouts.operators.teardown_addons import UninstallAddonsOperator, UninstallKarpenterOperator
 from nim_rollouts.operators.teardown_nodes import DeleteNodeClassesOperator, DeleteNodePoolsOperator
 from nim_rollouts.operators.teardown_platform import (
-    DeleteLoadBalancersOperator,
     DeleteNamespacesOperator,
     DeleteStorageClassOperator,
+    FreeNetworkOperator,
     TerraformDestroyOperator,
     VerifyGoneOperator,
 )
@@ -59,9 +59,9 @@ with DAG(
     wait_nodes_gone = WaitGoneOperator(task_id="wait_nodes_gone")
     delete_node_classes = DeleteNodeClassesOperator(task_id="delete_node_classes")
     # While their controllers still run; the proof is after the add-ons, whose releases may hold some too.
-    delete_load_balancers = DeleteLoadBalancersOperator(task_id="delete_load_balancers")
+    free_network = FreeNetworkOperator(task_id="free_network")
     uninstall_addons = UninstallAddonsOperator(task_id="uninstall_addons")
-    wait_load_balancers_gone = WaitGoneOperator(task_id="wait_load_balancers_gone")
+    wait_network_free = WaitGoneOperator(task_id="wait_network_free")
     uninstall_karpenter = UninstallKarpenterOperator(task_id="uninstall_karpenter")
     delete_storage_class = DeleteStorageClassOperator(task_id="delete_storage_class")
     # Skips itself and the proof when the infrastructure is to stay.
@@ -70,7 +70,7 @@ with DAG(
     conclude = ConcludeTeardownOperator(task_id="conclude", trigger_rule=TriggerRule.ALL_DONE)
 
     validate >> delete_services >> wait_services_gone >> delete_caches >> wait_caches_gone >> delete_namespaces
-    delete_namespaces >> delete_node_pools >> wait_nodes_gone >> [delete_node_classes, delete_load_balancers]
-    [delete_node_classes, delete_load_balancers] >> uninstall_addons >> wait_load_balancers_gone
-    wait_load_balancers_gone >> [uninstall_karpenter, delete_storage_class] >> terraform_destroy
+    delete_namespaces >> delete_node_pools >> wait_nodes_gone >> [delete_node_classes, free_network]
+    [delete_node_classes, free_network] >> uninstall_addons >> wait_network_free
+    wait_network_free >> [uninstall_karpenter, delete_storage_class] >> terraform_destroy
     terraform_destroy >> verify_gone >> conclude

@@ -91,14 +91,14 @@ def test_the_order_of_a_teardown(dags: dict) -> None:
     before what it stands on."""
     wanted = [
         "validate", "delete_services", "wait_services_gone", "delete_caches", "wait_caches_gone", "delete_namespaces",
-        "delete_node_pools", "wait_nodes_gone", "delete_node_classes", "uninstall_addons", "wait_load_balancers_gone",
+        "delete_node_pools", "wait_nodes_gone", "delete_node_classes", "uninstall_addons", "wait_network_free",
         "uninstall_karpenter", "terraform_destroy", "verify_gone", "conclude",
     ]  # fmt: skip
     dag = dags["nim_teardown"]
     for task, after in zip(wanted, wanted[1:], strict=False):
         assert after in dag.get_task(task).downstream_task_ids
-    assert dag.get_task("delete_load_balancers").upstream_task_ids == {"wait_nodes_gone"}
-    assert dag.get_task("delete_load_balancers").downstream_task_ids == {"uninstall_addons"}
+    assert dag.get_task("free_network").upstream_task_ids == {"wait_nodes_gone"}
+    assert dag.get_task("free_network").downstream_task_ids == {"uninstall_addons"}
     assert dag.get_task("delete_storage_class").downstream_task_ids == {"terraform_destroy"}
     assert [task.task_id for task in dag.leaves] == ["conclude"]
 

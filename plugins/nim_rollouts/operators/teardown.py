@@ -233,12 +233,15 @@ def is_going(obj: Object) -> bool:
 def named(obj: Object) -> dict[str, Any]:
     """What a record keeps of an object that is to go."""
     metadata = obj["metadata"]
-    return {
+    record = {
         "kind": obj["kind"],
         "name": metadata["name"],
         "namespace": metadata.get("namespace"),
         "uid": metadata["uid"],
     }
+    # What a volume is in AWS: its access point must go too.
+    handle = ((obj.get("spec") or {}).get("csi") or {}).get("volumeHandle")
+    return record | ({"handle": handle} if handle else {})
 
 
 def _claim_of(volume: Object) -> tuple[str | None, str | None]:

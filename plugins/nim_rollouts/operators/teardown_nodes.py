@@ -25,23 +25,19 @@ class DeleteNodePoolsOperator(DeletingOperator):
     """Our NodePools; their NodeClaims, nodes and instances go with them."""
 
     def run(self, stage: Stage) -> Facts:
-        """Order the deletions, and name every launched node that must go too, whoever launched it."""
+        """Order the deletions, and name every node that must go with them."""
         cluster = self.cluster(stage)
         if cluster is None:
             return {"removed": []}
         pools = cluster.list(KARPENTER_API, "NodePool", label_selector=self.selector(stage))
         self._refuse_strangers(cluster, pools)
         # A NodeClaim has no mark of ours, but that of its pool.
-        self.delete(stage, cluster, pools, self._launched(cluster))
+        self.delete(stage, cluster, pools, launched_by_karpenter(cluster))
         # Looked at again: until its deletion a pool may have begun one more.
-        launched = self._launched(cluster)
+        launched = launched_by_karpenter(cluster)
         names = [f"{one['kind']} {one['metadata']['name']}" for one in launched]
         stage.log.info("still to go: %s", ", ".join(names) or "nothing")
         return {"removed": self.named_all([*pools, *launched])}
-
-    @staticmethod
-    def _launched(cluster: Cluster) -> list[Object]:
-        return [*cluster.list(KARPENTER_API, "NodeClaim"), *launched_nodes(cluster)]
 
     @staticmethod
     def _refuse_strangers(cluster: Cluster, ours: list[Object]) -> None:
@@ -77,11 +73,11 @@ class DeleteNodeClassesOperator(DeletingOperator):
 
 
 def refuse_launched(cluster: Cluster) -> None:
-    """Nothing, if no NodeClaim and no launched node is left.
+    """Nothing, if no NodeClaim and no node of Karpenter's is left.
 
     :raises LeftoversFound: their instances would outlive whatever is taken away next
     """
-    left = [*cluster.list(KARPENTER_API, "NodeClaim"), *launched_nodes(cluster)]
+    left = launched_by_karpenter(cluster)
     if left:
         names = ", ".join(f"{one['kind']}/{one['metadata']['name']}" for one in left[:10])
         raise LeftoversFound(
@@ -90,13 +86,22 @@ def refuse_launched(cluster: Cluster) -> None:
         )
 
 
+def launched_by_karpenter(cluster: Cluster) -> list[Object]:
+    """NodeClaims and nodes."""
+    return [*cluster.list(KARPENTER_API, "NodeClaim"), *(one for one in cluster.list("v1", "Node") if is_pooled(one))]
+
+
+def is_pooled(node: Object) -> bool:
+    """True for a node that Karpenter launched."""
+    return NODEPOOL_LABEL in (node["metadata"].get("labels") or {})
+
+
 def launched_nodes(cluster: Cluster) -> list[Object]:
     """Nodes that were started for pods: Karpenter's, and any with a GPU. terraform knows none of them, so one that
     stands when the cluster goes stays on the bill. The managed system nodes go with terraform."""
 
     def is_launched(node: Object) -> bool:
         capacity = (node.get("status") or {}).get("capacity") or {}
-        labels = node["metadata"].get("labels") or {}
-        return capacity.get("nvidia.com/gpu", "0") != "0" or NODEPOOL_LABEL in labels
+        return capacity.get("nvidia.com/gpu", "0") != "0" or is_pooled(node)
 
     return [one for one in cluster.list("v1", "Node") if is_launched(one)]

@@ -68,12 +68,13 @@ class DeleteStorageClassOperator(DeletingOperator):
         return {"removed": self.delete(stage, cluster, found)}
 
 
-class DeleteLoadBalancersOperator(DeletingOperator):
-    """What makes load balancers in AWS: our Services of that type and our Ingresses. Their network interfaces would
-    hold the subnets and the VPC, so before a destruction those of others are named and refused."""
+class FreeNetworkOperator(DeletingOperator):
+    """What holds the network and is not terraform's: Services and Ingresses that make load balancers, with their
+    network interfaces, and GPU nodes of somebody else. Ours go; before a destruction those of others are refused."""
 
     def run(self, stage: Stage) -> Facts:
-        """Order the deletions; those of an add-on's release go when it is uninstalled, and are only named."""
+        """Order the deletions. What goes when an add-on is uninstalled is only named: objects of its release, and nodes
+        that its pods alone may still hold."""
         cluster = self.cluster(stage)
         if cluster is None:
             return {"removed": []}
@@ -84,14 +85,16 @@ class DeleteLoadBalancersOperator(DeletingOperator):
         released = [one for one in found if one not in ours and any(is_released(one, addon) for addon in addons)]
         others = [one for one in found if one not in ours and one not in released]
         names = [f"{one['kind']}/{one['metadata']['name']} in {one['metadata']['namespace']}" for one in others]
-        if names and stage.session.facts("validate")["scope"] == Scope.EVERYTHING:
+        destroying = stage.session.facts("validate")["scope"] == Scope.EVERYTHING
+        if names and destroying:
             raise LeftoversFound(
                 f"these load balancers are not ours, and would hold the network: {', '.join(names[:10])}",
                 hint="Delete those objects while their controller runs, then clear this task",
             )
         for name in names:
             stage.log.info("%s is not ours: it stays, as the network does", name)
-        return {"removed": self.delete(stage, cluster, ours, released)}
+        nodes = launched_nodes(cluster) if destroying else []
+        return {"removed": self.delete(stage, cluster, ours, [*released, *nodes])}
 
     @staticmethod
     def _services(cluster: Cluster) -> list[Object]:
@@ -135,7 +138,7 @@ class TerraformDestroyOperator(TerraformStage):
         if nodes:
             raise LeftoversFound(
                 f"launched nodes have come back: {', '.join(one['metadata']['name'] for one in nodes)}",
-                hint="See who asks for them, then clear delete_node_pools and the tasks after it",
+                hint="See who asks for them, then clear free_network and the tasks after it",
             )
         destroyed = self.terraform(stage).destroy(variables(stage.session.environment))
         return destroyed.as_facts()

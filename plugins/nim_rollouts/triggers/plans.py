@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from nim_rollouts.core.patience import Patience
     from nim_rollouts.core.spent import Part
     from nim_rollouts.core.verdicts import Subject
+    from nim_rollouts.hooks.remains import Cloud
     from nim_rollouts.hooks.session import Session
 
 
@@ -27,6 +28,9 @@ class Plan:
     patience: Patience = field(default_factory=dict)
     #: Deployments without which nothing moves: looked at to say so.
     operators: tuple[Subject, ...] = ()
+    #: What AWS must have none of either, once the objects are gone; and what the deleting stage had named.
+    cloud: Cloud | None = None
+    removed: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def why(self) -> str:
@@ -134,17 +138,23 @@ def _after_launch(session: Session, subject: Subject, layer: str, name: str, own
     return Plan((subject,), budgets.node_launch_s + budgets.image_pull_s + own_s, layer, parts)
 
 
-def _gone_after(deleting_stage: str) -> Callable[[Session], Plan]:
+def _gone_after(deleting_stage: str, cloud: str = "") -> Callable[[Session], Plan]:
     def plan(session: Session) -> Plan:
+        from nim_rollouts.hooks.remains import Cloud
+
         session.facts(deleting_stage)
         # Of every try: what an interrupted one had ordered, the next one may not find any more.
-        named = {
-            (one["kind"], one["name"], one.get("uid")): absence(one)
-            for record in session.ledger.records()
-            if record.stage == deleting_stage
-            for one in record.facts.get("removed", ())
-        }
-        return Plan(tuple(named.values()), session.environment.budgets.delete_s, "teardown", budget="budgets.delete_s")
+        records = [one for one in session.ledger.records() if one.stage == deleting_stage]
+        removed = tuple(one for record in records for one in record.facts.get("removed", ()))
+        named = {(one["kind"], one["name"], one.get("uid")): absence(one) for one in removed}
+        return Plan(
+            tuple(named.values()),
+            session.environment.budgets.delete_s,
+            "teardown",
+            budget="budgets.delete_s",
+            cloud=Cloud[cloud] if cloud else None,
+            removed=removed,
+        )
 
     return plan
 
@@ -164,7 +174,7 @@ _PLANS: dict[str, Callable[[Session], Plan]] = {
     "wait_service": _service,
     "wait_benchmark": _benchmark,
     "wait_services_gone": _gone_after("delete_services"),
-    "wait_caches_gone": _gone_after("delete_caches"),
-    "wait_nodes_gone": _gone_after("delete_node_pools"),
-    "wait_load_balancers_gone": _gone_after("delete_load_balancers"),
+    "wait_caches_gone": _gone_after("delete_caches", "ACCESS_POINTS"),
+    "wait_nodes_gone": _gone_after("delete_node_pools", "INSTANCES"),
+    "wait_network_free": _gone_after("free_network", "BALANCERS"),
 }

@@ -152,7 +152,8 @@ def test_a_node_that_karpenter_launched_must_go_too(down: World) -> None:
 def test_infrastructure_is_not_destroyed_under_a_gpu_node(down: World) -> None:
     down.cluster.put(obj("Node", "cpu", status={"capacity": {"cpu": "4"}}))
     node = down.cluster.put(obj("Node", "gpu", status={"capacity": {"nvidia.com/gpu": "4"}}))
-    facts = run(down, teardown_nodes.DeleteNodePoolsOperator, "delete_node_pools")
+    assert run(down, teardown_nodes.DeleteNodePoolsOperator, "delete_node_pools")["removed"] == [], "it is no pool's"
+    facts = run(down, teardown_platform.FreeNetworkOperator, "free_network")
     assert [(one["name"], one["uid"]) for one in facts["removed"]] == [("gpu", node["metadata"]["uid"])]
     with pytest.raises(LeftoversFound, match="gpu"):
         run(down, teardown_platform.TerraformDestroyOperator, "terraform_destroy")
@@ -271,11 +272,11 @@ def balancers(down: World) -> None:
 def test_a_load_balancer_of_somebody_else_is_named_before_the_network_goes(down: World) -> None:
     balancers(down)
     with pytest.raises(LeftoversFound, match="Ingress/theirs in elsewhere") as told:
-        run(down, teardown_platform.DeleteLoadBalancersOperator, "delete_load_balancers")
+        run(down, teardown_platform.FreeNetworkOperator, "free_network")
     assert "inside" not in str(told.value), "this one makes no load balancer of its own"
     assert down.cluster.log == []
     del down.cluster.objects["Ingress", "elsewhere", "theirs"]
-    facts = run(down, teardown_platform.DeleteLoadBalancersOperator, "delete_load_balancers")
+    facts = run(down, teardown_platform.FreeNetworkOperator, "free_network")
     assert [one["name"] for one in facts["removed"]] == ["ours", "grafana"]
     assert down.cluster.log == ["delete Service/ours"], "the release's goes with its release"
 
@@ -283,7 +284,7 @@ def test_a_load_balancer_of_somebody_else_is_named_before_the_network_goes(down:
 def test_where_the_network_stays_so_do_the_load_balancers_of_others(down: World) -> None:
     balancers(down)
     down.session(deployment="").ledger.record("validate", 2, "result", {"scope": "platform", "deployments": {}})
-    facts = run(down, teardown_platform.DeleteLoadBalancersOperator, "delete_load_balancers")
+    facts = run(down, teardown_platform.FreeNetworkOperator, "free_network")
     assert [one["name"] for one in facts["removed"]] == ["ours", "grafana"]
 
 
@@ -327,7 +328,7 @@ def test_without_a_cluster_every_step_in_it_is_done(down: World, monkeypatch: py
         teardown_platform.DeleteStorageClassOperator,
         teardown_nodes.DeleteNodePoolsOperator,
         teardown_nodes.DeleteNodeClassesOperator,
-        teardown_platform.DeleteLoadBalancersOperator,
+        teardown_platform.FreeNetworkOperator,
         teardown_addons.UninstallKarpenterOperator,
     )
     for number, step in enumerate(steps):
