@@ -19,6 +19,8 @@ REGION = "us-west-2"
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
+    # Some hundred images that nobody here launches: seconds.
+    monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
     with mock_aws():
         yield
 
@@ -53,10 +55,9 @@ def test_a_file_system_that_is_gone_has_no_access_points() -> None:
 
 def launch(**tags: str) -> str:
     ec2 = client("ec2")
-    image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
     pairs = [{"Key": key, "Value": value} for key, value in tags.items()]
     made = ec2.run_instances(
-        ImageId=image, MinCount=1, MaxCount=1, InstanceType="m5.large",
+        ImageId="ami-0123456789abcdef0", MinCount=1, MaxCount=1, InstanceType="m5.large",
         TagSpecifications=[{"ResourceType": "instance", "Tags": pairs}],
     )  # fmt: skip
     return str(made["Instances"][0]["InstanceId"])
