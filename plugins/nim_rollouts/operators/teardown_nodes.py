@@ -87,13 +87,10 @@ def refuse_launched(cluster: Cluster) -> None:
 
 
 def launched_by_karpenter(cluster: Cluster) -> list[Object]:
-    """NodeClaims and nodes."""
-    return [*cluster.list(KARPENTER_API, "NodeClaim"), *(one for one in cluster.list("v1", "Node") if is_pooled(one))]
-
-
-def is_pooled(node: Object) -> bool:
-    """True for a node that Karpenter launched."""
-    return NODEPOOL_LABEL in (node["metadata"].get("labels") or {})
+    """NodeClaims, and the nodes that they have become. A node without a claim is nobody's to drain any more."""
+    claims = cluster.list(KARPENTER_API, "NodeClaim")
+    names = {(one.get("status") or {}).get("nodeName") for one in claims}
+    return [*claims, *(one for one in cluster.list("v1", "Node") if one["metadata"]["name"] in names)]
 
 
 def launched_nodes(cluster: Cluster) -> list[Object]:
@@ -102,6 +99,6 @@ def launched_nodes(cluster: Cluster) -> list[Object]:
 
     def is_launched(node: Object) -> bool:
         capacity = (node.get("status") or {}).get("capacity") or {}
-        return capacity.get("nvidia.com/gpu", "0") != "0" or is_pooled(node)
+        return capacity.get("nvidia.com/gpu", "0") != "0" or NODEPOOL_LABEL in (node["metadata"].get("labels") or {})
 
     return [one for one in cluster.list("v1", "Node") if is_launched(one)]

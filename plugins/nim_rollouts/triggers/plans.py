@@ -55,16 +55,18 @@ def plan_for(stage: str, session: Session) -> Plan:
     """The plan of a waiting stage, from the environment, the request and the earlier stages' records."""
     plan = _PLANS[stage](session)
     patience = _patience(plan, session)
-    return replace(plan, patience=patience, operators=_operators(session, _KIND_OF.get(stage))) if patience else plan
+    return replace(plan, patience=patience, operators=operators_of(session, _KIND_OF.get(stage))) if patience else plan
 
 
 def _patience(plan: Plan, session: Session) -> Patience:
-    """What each step may take; nothing where things are to disappear."""
+    """What each step may take; where things are to disappear, how long their controller may be away."""
     from nim_rollouts.core.patience import Step
 
-    if any(subject.absent for subject in plan.subjects) or not plan.subjects:
+    if not plan.subjects:
         return {}
     budgets = session.environment.budgets
+    if any(subject.absent for subject in plan.subjects):
+        return {Step.OPERATOR: budgets.operator_s}
     steps = {
         Step.NODE_LAUNCH: budgets.node_launch_s,
         Step.BINDING: budgets.bind_s,
@@ -77,7 +79,7 @@ def _patience(plan: Plan, session: Session) -> Patience:
     return steps
 
 
-def _operators(session: Session, kind: str | None) -> tuple[Subject, ...]:
+def operators_of(session: Session, kind: str | None) -> tuple[Subject, ...]:
     """The Deployments of the add-on that brings this kind."""
     from nim_rollouts.core.verdicts import Subject
 
@@ -167,7 +169,13 @@ def absence(one: Mapping[str, Any]) -> Subject:
 
 
 #: The custom kind that a stage waits for, by its definition's name.
-_KIND_OF = {"wait_cache": "nimcaches.apps.nvidia.com", "wait_service": "nimservices.apps.nvidia.com"}
+_KIND_OF = {
+    "wait_cache": "nimcaches.apps.nvidia.com",
+    "wait_service": "nimservices.apps.nvidia.com",
+    "wait_services_gone": "nimservices.apps.nvidia.com",
+    "wait_caches_gone": "nimcaches.apps.nvidia.com",
+    "wait_nodes_gone": "nodepools.karpenter.sh",
+}
 _PLANS: dict[str, Callable[[Session], Plan]] = {
     "wait_platform": _platform,
     "wait_cache": _cache,

@@ -145,8 +145,12 @@ def test_a_node_that_karpenter_launched_must_go_too(down: World) -> None:
     launched = obj("Node", "launched", status={"capacity": {"cpu": "8"}})
     launched["metadata"]["labels"] = {"karpenter.sh/nodepool": "x86"}
     node = down.cluster.put(launched)
-    facts = run(down, teardown_nodes.DeleteNodePoolsOperator, "delete_node_pools")
+    assert run(down, teardown_nodes.DeleteNodePoolsOperator, "delete_node_pools")["removed"] == [], "no claim has it"
+    facts = run(down, teardown_platform.FreeNetworkOperator, "free_network")
     assert [(one["name"], one["uid"]) for one in facts["removed"]] == [("launched", node["metadata"]["uid"])]
+    claim = karpenters(down, "NodeClaim", "x86-1", status={"nodeName": "launched"})
+    facts = run(down, teardown_nodes.DeleteNodePoolsOperator, "delete_node_pools")
+    assert {one["uid"] for one in facts["removed"]} == {node["metadata"]["uid"], claim["metadata"]["uid"]}
 
 
 def test_infrastructure_is_not_destroyed_under_a_gpu_node(down: World) -> None:
@@ -159,8 +163,10 @@ def test_infrastructure_is_not_destroyed_under_a_gpu_node(down: World) -> None:
         run(down, teardown_platform.TerraformDestroyOperator, "terraform_destroy")
 
 
-def karpenters(down: World, kind: str, name: str, labels: Any = None, **metadata: Any) -> dict[str, Any]:
-    made = obj(kind, name, labels=labels)
+def karpenters(
+    down: World, kind: str, name: str, labels: Any = None, status: Any = None, **metadata: Any
+) -> dict[str, Any]:
+    made = obj(kind, name, labels=labels, status=status or {})
     made["metadata"].update(metadata)
     return down.cluster.put(made)
 
