@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
+from nim_rollouts.clients.terraform_locks import LockInfo
 from nim_rollouts.core.errors import (
     AccessDenied,
     NeedsHumanError,
@@ -30,28 +30,6 @@ _VERBS = {
     "replace": ("replacing", "replaced"),
     "read": ("reading", "read"),
 }
-
-
-@dataclass(frozen=True)
-class LockInfo:
-    """Who holds the state lock, as terraform reports it. `who` is user@host, `created` a time in UTC as text."""
-
-    id: str
-    operation: str
-    who: str
-    created: str
-
-    def text(self) -> str:
-        operation, who, created = (value or "unknown" for value in (self.operation, self.who, self.created))
-        return f"{operation} by {who} since {created}, lock id {self.id}"
-
-    def created_epoch(self) -> float | None:
-        """`created` (as in `2026-11-23 19:52:20.708 +0000 UTC`) in seconds since the epoch."""
-        match = re.match(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(\.\d+)? \+0000 UTC", self.created)
-        if match is None:
-            return None
-        moment = datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
-        return moment.timestamp() + float(match[2] or 0)
 
 
 @dataclass(frozen=True)
@@ -76,6 +54,9 @@ class Progress:
     done: list[tuple[str, str, float]] = field(default_factory=list)
     diagnostics: list[Diagnostic] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    planned: list[dict[str, Any]] = field(default_factory=list)
+    drifted: list[tuple[str, str]] = field(default_factory=list)
+    outputs: dict[str, str] = field(default_factory=dict)
 
     def line(self, raw: str) -> str | None:
         """Take one line of output; the text to show for it, or None where it says nothing new to a reader."""
@@ -93,7 +74,18 @@ class Progress:
         if kind == "change_summary":
             self.counts = {key: value for key, value in event.get("changes", {}).items() if isinstance(value, int)}
             return str(event.get("@message", "")) or None
+        self._plan(kind, event)
         return None
+
+    def _plan(self, kind: str, event: dict[str, Any]) -> None:
+        """Take what a plan says it would do. Values are not in these events; a sensitive output's name is no secret."""
+        change = event.get("change") or {}
+        if kind == "planned_change":
+            self.planned.append(change)
+        elif kind == "resource_drift":
+            self.drifted.append((change.get("resource", {}).get("addr", "?"), change.get("action", "")))
+        elif kind == "outputs":
+            self.outputs = {name: one.get("action", "noop") for name, one in event.get("outputs", {}).items()}
 
     @property
     def errors(self) -> list[Diagnostic]:
@@ -160,8 +152,8 @@ def failure(command: str, errors: list[Diagnostic], stderr: str, status: int, no
 
     `now`, in seconds since the epoch, tells a lock that is in use from one that was left.
     """
-    stderr = re.sub(r"\x1b\[[0-9;]*m", "", stderr)
-    errors = errors or _from_text(stderr)
+    stderr = _plain(stderr)
+    errors = errors or diagnostics_of(stderr)
     if not errors:
         text = " ".join(stderr.split()) or f"ended with status {status} and said nothing"
         errors = [Diagnostic("error", text[-600:])]
@@ -188,15 +180,20 @@ def _locked(lock: LockInfo, now: float) -> NimRolloutsError:
     )
 
 
-def _from_text(stderr: str) -> list[Diagnostic]:
+def diagnostics_of(stderr: str) -> list[Diagnostic]:
     """The diagnostics of a command that knows no `-json`: blocks of `Error: summary`, an empty line, the detail."""
     found = []
-    for block in re.split(r"^[^\w\n]*Error: ", stderr, flags=re.MULTILINE)[1:]:
+    for block in re.split(r"^[^\w\n]*Error: ", _plain(stderr), flags=re.MULTILINE)[1:]:
         summary, _, detail = block.partition("\n")
         # The lines that quote the source stand before the detail.
         detail = re.sub(r"^\s*(on \S+ line \d+.*|\d+:.*)$", "", detail, flags=re.MULTILINE).strip()
         found.append(Diagnostic("error", summary.strip(), detail))
     return found
+
+
+def _plain(text: str) -> str:
+    """Without colours, and without the bar that stands beside a boxed message."""
+    return re.sub(r"^[│╷╵] ?", "", re.sub(r"\x1b\[[0-9;]*m", "", text), flags=re.MULTILINE)
 
 
 def _classify(message: str, said: str) -> NimRolloutsError:

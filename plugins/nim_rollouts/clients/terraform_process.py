@@ -3,10 +3,21 @@
 terraform that is killed in the middle of an apply loses track of what it has just made. So the process gets a session
 of its own (no signal reaches it by accident), writes to files (a pipe would kill it when the worker dies), and is asked
 to stop by one SIGINT: it then ends the running calls, writes the state and releases the lock.
+
+Files in the work folder, for whoever comes next:
+
+`running.json`  the command that runs, or ran when its worker died: name, pid (also of the process group), when it
+                started, user@host, and whose it is (`owner`)
+`ended.json`    commands that ended badly: the state lock may still be theirs; see `terraform_locks`
+`guard`         locked (flock) by the running command and its children, as long as one of them lives: a pid can be
+                another's meanwhile, a lock cannot
+`logs/`         standard output and error of the last command of each name
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -14,12 +25,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from nim_rollouts.clients.terraform_locks import held_until, whoami
 from nim_rollouts.core.errors import TerraformUnavailable
 
 _POLL_S = 0.2
@@ -44,6 +56,10 @@ class TerraformProcess:
     def __init__(self, work_dir: Path, *, grace_s: float = 300) -> None:
         self.logs = work_dir / "logs"
         self.record = work_dir / "running.json"
+        self.ended = work_dir / "ended.json"
+        self.guard = work_dir / "guard"
+        #: Whose work it is, for the record: run, task, try.
+        self.owner: dict[str, Any] = {}
         self.grace_s = grace_s
         self._process: subprocess.Popen[bytes] | None = None
         self._interrupted = False
@@ -52,26 +68,44 @@ class TerraformProcess:
     def stop(self) -> None:
         """Ask the running command to stop, once; may be called from any thread or signal handler.
 
-        A second SIGINT would make terraform drop everything, so further calls do nothing.
+        A second SIGINT would make terraform drop everything, so further calls do nothing. The whole group gets it, as
+        from a terminal: terraform's plugins expect it and go on until terraform ends them.
         """
         with self._lock:
             if self._process is not None and self._process.poll() is None and not self._interrupted:
                 self._interrupted = True
-                self._process.send_signal(signal.SIGINT)
+                with suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGINT)
 
     def run(
-        self, name: str, argv: list[str], *, cwd: Path, env: dict[str, str], on_line: Callable[[str], None]
+        self,
+        name: str,
+        argv: list[str],
+        *,
+        cwd: Path,
+        env: dict[str, str],
+        on_line: Callable[[str], None],
     ) -> Ended:
-        """Run to the end; each line of its output goes to `on_line` soon after it is written."""
+        """Run to the end; each line of its output goes to `on_line` soon after it is written.
+
+        :raises TerraformUnavailable: another command runs in this work folder
+        """
         self.logs.mkdir(parents=True, exist_ok=True)
         out, err = self.logs / f"{name}.out", self.logs / f"{name}.err"
         with _private(out) as stdout, _private(err) as stderr, self._forwarding_sigterm():
             self._interrupted = False
-            self._process = subprocess.Popen(
-                argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
-            )
+            guard = self._guard()
             try:
-                self._write_record(name)
+                # Before the process is there: a worker killed at the next instruction leaves a trace of what it began.
+                self._write_record(name, None)
+                self._process = subprocess.Popen(
+                    argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
+                    start_new_session=True, pass_fds=(guard,),
+                )  # fmt: skip
+            finally:
+                os.close(guard)
+            try:
+                self._write_record(name, self._process.pid)
                 status = self._follow(out, on_line)
             except BaseException:
                 # A task timeout, a KeyboardInterrupt, a broken callback: terraform must not be left half-way unasked.
@@ -80,32 +114,70 @@ class TerraformProcess:
                 raise
             finally:
                 if self._process.poll() is not None:
-                    self.record.unlink(missing_ok=True)
+                    self._put_away(failed=self._process.returncode != 0)
         return Ended(status, out, err.read_text(errors="replace"), self._interrupted)
 
-    def wait_for_earlier(self, timeout_s: float, say: Callable[[str], None]) -> dict[str, Any] | None:
-        """Wait for a terraform that a dead worker left running here. The record of one that died itself, else None.
+    def wait_for_earlier(self, timeout_s: float, say: Callable[[str], None]) -> None:
+        """Wait for a terraform that a dead worker left running here; of one that died itself the record is put away.
 
-        Raises `TerraformUnavailable` if it still runs after `timeout_s`.
+        :raises TerraformUnavailable: it still runs after `timeout_s`
         """
-        try:
-            record: dict[str, Any] = json.loads(self.record.read_text())
-        except (FileNotFoundError, ValueError):
-            return None
         deadline = time.monotonic() + timeout_s
-        if _runs(record):
-            say(f"waiting for an earlier terraform {record['name']} of this environment (pid {record['pid']})")
-        while _runs(record):
-            if time.monotonic() > deadline:
-                raise TerraformUnavailable(
-                    f"An earlier terraform {record['name']} of this environment still runs (pid {record['pid']})",
-                    reason="terraform-busy",
-                    hint="It was left by a worker that died and is allowed to finish; this task is tried again",
-                    retry_after_s=60,
-                )
+        told = False
+        while True:
+            try:
+                os.close(self._guard())
+                break
+            except TerraformUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+            if not told:
+                record = self.running() or {}
+                say(f"waiting for an earlier terraform {record.get('name')} here (pid {record.get('pid')})")
+                told = True
             time.sleep(_POLL_S)
+        self._put_away(failed=True)
+
+    def running(self) -> dict[str, Any] | None:
+        """The record of the command that runs, or ran when its worker died."""
+        found = _read(self.record)
+        return found if isinstance(found, dict) else None
+
+    def ended_badly(self) -> list[dict[str, Any]]:
+        """Records of our commands that have certainly ended and may have left the state locked."""
+        found = _read(self.ended)
+        return found if isinstance(found, list) else []
+
+    def forget_ended(self) -> None:
+        """The state was locked and released since: nothing of them is left."""
+        self.ended.unlink(missing_ok=True)
+
+    def _put_away(self, *, failed: bool) -> None:
+        record = self.running()
+        if record is not None and failed:
+            # Written before the other is removed: killed in between, the record stands twice, which does no harm.
+            record["until"] = held_until(record, self.logs / f"{record['name']}.out")
+            _write(self.ended, [*self.ended_badly(), record])
         self.record.unlink(missing_ok=True)
-        return record
+
+    def _guard(self) -> int:
+        self.guard.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.guard, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            record = self.running() or {}
+            raise TerraformUnavailable(
+                f"An earlier terraform {record.get('name', '')} of this environment still runs on this worker"
+                f" (pid {record.get('pid')})",
+                reason="terraform-busy",
+                hint="It was left by a worker that died and is allowed to finish; this task is tried again",
+                retry_after_s=60,
+            ) from None
+        return handle
 
     def _follow(self, out: Path, on_line: Callable[[str], None]) -> int:
         assert self._process is not None
@@ -131,19 +203,12 @@ class TerraformProcess:
         try:
             self._process.wait(self.grace_s)
         except subprocess.TimeoutExpired:
-            # Left running: its record makes the next command wait for it.
+            # Left running: it holds the guard, so the next command waits for it.
             return
 
-    def _write_record(self, name: str) -> None:
-        assert self._process is not None
-        import psutil
-
-        try:
-            started = psutil.Process(self._process.pid).create_time()
-        except psutil.NoSuchProcess:
-            started = time.time()
-        record = {"name": name, "pid": self._process.pid, "started": started, "who": _who()}
-        self.record.write_text(json.dumps(record))
+    def _write_record(self, name: str, pid: int | None) -> None:
+        now = time.time()
+        _write(self.record, {"name": name, "pid": pid, "started": now, "who": whoami(), "owner": self.owner})
 
     @contextmanager
     def _forwarding_sigterm(self) -> Iterator[None]:
@@ -171,30 +236,19 @@ class TerraformProcess:
                 os.kill(os.getpid(), signal.SIGTERM)
 
 
-def own_lock(record: dict[str, Any] | None, who: str, created_epoch: float | None) -> bool:
-    """True when a state lock can only be the one of the dead terraform in `record`: same user and host, made while
-    that process lived (it started at most a minute before it asked for the lock)."""
-    if record is None or created_epoch is None or who != record["who"]:
-        return False
-    return bool(-2 <= created_epoch - record["started"] <= 60)
-
-
-def _runs(record: dict[str, Any]) -> bool:
-    import psutil
-
+def _read(path: Path) -> Any:
     try:
-        process = psutil.Process(record["pid"])
-        return bool(abs(process.create_time() - record["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
-def _who() -> str:
-    """user@host as terraform writes it into a lock."""
-    import getpass
-    import socket
-
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+def _write(path: Path, content: Any) -> None:
+    """Whole or not at all, also when the worker dies meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(content))
+    fresh.replace(path)
 
 
 def _private(path: Path) -> Any:

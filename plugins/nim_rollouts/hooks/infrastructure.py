@@ -16,11 +16,21 @@ from nim_rollouts.core.errors import AccessDenied
 WORK_VARIABLE = "NIM_ROLLOUTS_WORK"
 
 
-def open_terraform(environment: Environment, include: Include, progress: Callable[[str], None]) -> Terraform:
-    """terraform, not yet initialised. `progress` takes one line at a time."""
+def open_terraform(
+    environment: Environment,
+    include: Include,
+    progress: Callable[[str], None],
+    *,
+    purpose: str = "terraform",
+) -> Terraform:
+    """terraform, not yet initialised.
+
+    :param progress: takes one line at a time
+    :param purpose: name of the work folder in the environment's; two that may run beside each other have two
+    """
     return Terraform(
         include.path(environment.terraform.root),
-        work_folder() / environment.name / "terraform",
+        work_folder() / environment.name / purpose,
         aws_variables(environment),
         progress=progress,
     )

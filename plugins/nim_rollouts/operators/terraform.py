@@ -1,16 +1,19 @@
-"""The environment's infrastructure: plan, apply of exactly that plan, outputs.
+"""The environment's infrastructure: plan, apply of exactly that plan, outputs, drift.
 
-The saved plan travels in the store under its checksum, so that the apply may run on another worker. A plan that was
-applied or has gone stale is made again, and goes on only where nothing is in it that the first one did not show.
+The saved plan travels in the store under its checksum, with the provider versions that it was made with, so that the
+apply may run on another worker. A plan that our own apply began and did not finish is made again, and goes on only
+where nothing is in it that the first one did not show.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from nim_rollouts.core.errors import TerraformFailed
+from nim_rollouts.core import planning
+from nim_rollouts.core.errors import NeedsHumanError, TerraformFailed
 from nim_rollouts.operators.base import INTENT, RESULT, Facts, Stage, StageOperator
 
 if TYPE_CHECKING:
@@ -18,20 +21,28 @@ if TYPE_CHECKING:
     from nim_rollouts.clients.terraform_plan import ApplySummary, PlanSummary
 
 PLAN_STAGE = "terraform_plan"
+#: Kind of the record that says which state a try of an apply left.
+LEFT = "left"
 
 
 class TerraformStage(StageOperator):
     """A stage that runs terraform. Stopping the task lets terraform finish what is in flight."""
 
-    claim_scopes = ("environment",)
+    claim_scopes: ClassVar[tuple[str, ...]] = ("environment",)
 
-    def terraform(self, stage: Stage) -> Terraform:
-        """terraform, initialised on the environment's state."""
+    def terraform(self, stage: Stage, *, lock_file: bytes | None = None, purpose: str | None = None) -> Terraform:
+        """terraform, initialised on the environment's state.
+
+        :param lock_file: provider versions to use
+        :param purpose: name of a work folder of its own; None: the environment's
+        """
         from nim_rollouts.hooks.infrastructure import backend, open_terraform
 
         environment = stage.session.environment
-        self._terraform = open_terraform(environment, stage.session.include, stage.log.info)
-        self._terraform.init(backend(environment))
+        more = {} if purpose is None else {"purpose": purpose}
+        self._terraform = open_terraform(environment, stage.session.include, stage.log.info, **more)
+        self._terraform.owner = {"run": stage.session.run_id, "task": stage.name, "try": stage.try_number}
+        self._terraform.init(backend(environment), **({} if lock_file is None else {"lock_file": lock_file}))
         return self._terraform
 
     def on_kill(self) -> None:
@@ -45,61 +56,115 @@ class TerraformPlanOperator(TerraformStage):
     """Plans, and keeps the plan in the store."""
 
     def run(self, stage: Stage) -> Facts:
-        """Changes nothing."""
+        """Changes nothing. Facts: the summary (`changes`, `reasons`, `checksum` and more), and where the plan lies."""
+        terraform = self.terraform(stage)
+        plan = self.plan(stage, terraform)
+        for line in plan.lines():
+            stage.log.info("  %s", line)
+        key = plan_key(stage, plan.checksum)
+        stage.session.store.put(key, Path(plan.plan_file).read_bytes())
+        if lock_file := terraform.lock_file():
+            stage.session.store.put(lock_key(key), lock_file)
+        more = {"plan_key": key, "summary": plan.text(), "reasons": plan.reasons(), "state_serial": plan.serial}
+        return plan.as_facts() | more
+
+    def plan(self, stage: Stage, terraform: Terraform) -> PlanSummary:
+        """The plan. Looked into where somebody will be shown it."""
         from nim_rollouts.hooks.infrastructure import variables
 
-        terraform = self.terraform(stage)
-        plan = terraform.plan(variables(stage.session.environment))
-        for address, action in plan.changes:
-            stage.log.info("  %s %s", action, address)
-        key = _plan_key(stage, plan.checksum)
-        stage.session.store.put(key, Path(plan.plan_file).read_bytes())
-        return plan.as_facts() | {"plan_key": key, "summary": plan.text(), "state_serial": terraform.state_serial()}
+        asked = _policy(stage) == "always" or None
+        return terraform.plan(variables(stage.session.environment), explain=asked)
 
 
 class TerraformApplyOperator(TerraformStage):
-    """Applies the plan of this run."""
+    """Applies the plan of this run, if it may be applied."""
 
     def run(self, stage: Stage) -> Facts:
         """Nothing to change: done without starting terraform."""
         from nim_rollouts.clients.terraform_plan import PlanSummary
 
         planned = stage.session.facts(PLAN_STAGE)
-        plan = PlanSummary.from_facts({name: planned[name] for name in PlanSummary.__dataclass_fields__})
+        plan = PlanSummary.from_facts(planned)
         if not plan.has_changes:
             stage.log.info("the plan has no changes: nothing to apply")
             return self._facts(plan, None) | {"state_serial": planned.get("state_serial")}
-        terraform = self.terraform(stage)
+        refuse_unapproved(stage, plan)
+        terraform = self.terraform(stage, lock_file=stage.session.store.get(lock_key(planned["plan_key"])))
         if self._was_started(stage, plan):
             stage.log.info("this plan was applied before, in part or whole: planning again")
             return self._again(stage, terraform, plan)
-        stage.intend({"checksum": plan.checksum})
+        self._intend(stage, plan)
+        with tempfile.TemporaryDirectory(prefix="nim-rollouts-") as folder:
+            file = Path(folder) / "plan.tfplan"
+            file.write_bytes(self._saved(stage, planned["plan_key"]))
+            try:
+                return self._apply(stage, terraform, plan, file)
+            except TerraformFailed as error:
+                if error.reason != "plan-stale":
+                    raise
+                # None of our tries has begun to apply it: it was not us.
+                raise _moved("it has changed since it was planned on") from error
+
+    def _apply(self, stage: Stage, terraform: Terraform, plan: PlanSummary, file: Path | None = None) -> Facts:
+        """Apply, and write down which state is left, however that ends."""
         try:
-            with tempfile.TemporaryDirectory(prefix="nim-rollouts-") as folder:
-                file = Path(folder) / "plan.tfplan"
-                file.write_bytes(self._saved(stage, planned["plan_key"]))
-                applied = terraform.apply(file, expect_checksum=plan.checksum)
-        except TerraformFailed as error:
-            if error.reason != "plan-stale":
-                raise
-            stage.log.info("the state has moved since the plan: planning again")
-            return self._again(stage, terraform, plan)
-        return self._facts(plan, applied) | {"state_serial": terraform.state_serial()}
+            applied = terraform.apply(file, expect_checksum=plan.checksum)
+        finally:
+            left = terraform.left()
+            if left is not None:
+                facts = {"checksum": plan.checksum, "lineage": left.lineage, "serial": left.serial}
+                stage.session.ledger.record(stage.name, stage.try_number, LEFT, facts)
+        return self._facts(plan, applied) | {"state_serial": left.serial if left else terraform.state_serial()}
 
     def _again(self, stage: Stage, terraform: Terraform, approved: PlanSummary) -> Facts:
-        from nim_rollouts.hooks.infrastructure import variables
-
-        plan = terraform.plan(variables(stage.session.environment))
-        if not plan.within(approved.changes):
-            seen = set(approved.changes)
-            new = [f"{change[1]} {change[0]}" for change in plan.changes if change not in seen]
+        told = self._left(stage, terraform, approved)
+        plan = self.plan(stage, terraform)
+        now = (plan.lineage, plan.serial or 0)
+        base = (approved.lineage, approved.serial or 0)
+        why = planning.moved_by_another(now, base, told, held=terraform.released_own_lock)
+        if why is not None:
+            raise _moved(why)
+        if beyond := plan.beyond(approved.changes):
             raise TerraformFailed(
-                f"what is left to do is not what was planned: {', '.join(new)}",
+                f"what is left to do is not what was planned: {', '.join(f'{one[1]} {one[0]}' for one in beyond)}",
                 reason="plan-changed",
                 hint="Clear the terraform_plan task and those after it, and look at the new plan",
             )
-        applied = terraform.apply(expect_checksum=plan.checksum) if plan.has_changes else None
-        return self._facts(approved, applied) | {"replanned": plan.text(), "state_serial": terraform.state_serial()}
+        more = {"checksum": approved.checksum, "replanned": plan.text()}
+        if not plan.has_changes:
+            return self._facts(approved, None) | more | {"state_serial": plan.serial}
+        self._intend(stage, plan, approved=approved.checksum)
+        return self._apply(stage, terraform, plan) | more
+
+    def plan(self, stage: Stage, terraform: Terraform) -> PlanSummary:
+        """What is left to do."""
+        from nim_rollouts.hooks.infrastructure import variables
+
+        return terraform.plan(variables(stage.session.environment))
+
+    def _intend(self, stage: Stage, plan: PlanSummary, approved: str = "") -> None:
+        """Before terraform is started: which plan, on which state, from which process."""
+        from nim_rollouts.clients.terraform_locks import this_worker
+
+        facts = {"checksum": approved or plan.checksum, "applies": plan.checksum, "run_id": stage.session.run_id}
+        stage.intend(facts | {"lineage": plan.lineage, "serial": plan.serial} | this_worker())
+
+    @staticmethod
+    def _left(stage: Stage, terraform: Terraform, plan: PlanSummary) -> set[planning.Mark]:
+        """States that our own tries of this plan left: as recorded, and as noted in the work folder by an apply whose
+        worker was gone by then."""
+        applied = {plan.checksum}
+        found = set()
+        for one in stage.session.ledger.records():
+            if one.stage != stage.name:
+                continue
+            if one.kind == INTENT and one.facts.get("checksum") == plan.checksum:
+                applied.add(str(one.facts.get("applies")))
+            if one.kind == LEFT:
+                found.add((str(one.facts["checksum"]), (str(one.facts["lineage"]), int(one.facts["serial"]))))
+        marks = {mark for checksum, mark in found if checksum in applied}
+        noted = terraform.left()
+        return marks | ({(noted.lineage, noted.serial)} if noted and noted.checksum in applied else set())
 
     @staticmethod
     def _was_started(stage: Stage, plan: PlanSummary) -> bool:
@@ -135,6 +200,81 @@ class TerraformOutputsOperator(TerraformStage):
         return {"outputs": outputs}
 
 
-def _plan_key(stage: Stage, checksum: str) -> str:
+class TerraformDriftOperator(TerraformStage):
+    """Whether what stands is what the files say. Works beside a deploy's own terraform, in a folder of its own.
+
+    :param fail: end the task as failed when there is drift
+    """
+
+    claim_scopes: ClassVar[tuple[str, ...]] = ()
+    reads_only = True
+
+    def __init__(self, *, fail: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.fail = fail
+
+    def run(self, stage: Stage) -> Facts:
+        """Changes nothing. Facts: `drift` (`none` or `found`), `changes`, `outside`: what somebody else changed."""
+        from nim_rollouts.hooks.infrastructure import variables
+
+        terraform = self.terraform(stage, purpose="drift")
+        plan = terraform.drift(variables(stage.session.environment))
+        for line in plan.lines():
+            stage.log.info("  %s", line)
+        facts = {
+            "drift": "found" if plan.has_changes else "none",
+            "changes": [list(change) for change in plan.changes],
+            "outside": [list(change) for change in plan.drift],
+            "details": plan.details,
+            "summary": plan.text(),
+        }
+        if plan.has_changes and self.fail:
+            raise TerraformFailed(f"the infrastructure has drifted: {plan.text()}", reason="drift",
+                                  hint="Trigger nim_deploy, whose plan shows the way back")  # fmt: skip
+        return facts
+
+
+def refuse_unapproved(stage: Stage, plan: PlanSummary) -> None:
+    """Nothing, if this very plan may be applied: by the environment's policy, or by the answer that is kept for it.
+
+    :raises NeedsHumanError: it was not approved
+    """
+    needed = planning.needs_approval(_policy(stage), plan.changes)
+    content = stage.session.store.get(f"approvals/{stage.session.environment.name}/{plan.checksum}.json")
+    answer = json.loads(content) if content is not None else {}
+    if answer and answer.get("checksum") != plan.checksum:
+        answer = {"answer": ""}
+    why = planning.refused(answer.get("answer"), needed)
+    if why is not None:
+        raise NeedsHumanError(
+            f"the plan {plan.checksum[:12]} ({plan.text()}) is not applied: {why}",
+            layer="approval",
+            reason="not-approved",
+            hint="Clear terraform_plan and the tasks after it, and have the new plan approved",
+        )
+
+
+def plan_key(stage: Stage, checksum: str) -> str:
+    """Where a saved plan lies in the store."""
     session = stage.session
     return f"plans/{session.environment.name}/{session.rollout}/{checksum}.tfplan"
+
+
+def lock_key(plan: str) -> str:
+    """Where the provider versions of the plan of this key lie."""
+    return plan.removesuffix(".tfplan") + ".lock.hcl"
+
+
+def _policy(stage: Stage) -> str | None:
+    policy = getattr(stage.session.environment.policies, "approval", None)
+    return None if policy is None else str(policy)
+
+
+def _moved(why: str) -> NeedsHumanError:
+    return NeedsHumanError(
+        f"the state is not the one that this run left: {why}",
+        layer="terraform",
+        reason="state-moved",
+        hint="Somebody else has applied since. Clear terraform_plan and the tasks after it: the new plan shows what is"
+        " left to do now",
+    )

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nim_rollouts.clients.terraform import Terraform, checksum, find_plugin_dir
-from nim_rollouts.clients.terraform_process import own_lock
+from nim_rollouts.clients.terraform_locks import own_lock
 from nim_rollouts.core.errors import TerraformFailed, TerraformUnavailable, ToolMissing
 
 FAKE = r"""#!%(python)s
@@ -32,6 +32,8 @@ if args[0] == "version":
 elif args[0] == "plan":
     out = [a for a in args if a.startswith("-out=")][0][5:]
     pathlib.Path(out).write_text("plan " + str(time.time()))
+    resource = {"addr": "aws_vpc.this", "resource_type": "aws_vpc"}
+    say(type="planned_change", change={"resource": resource, "action": "create"})
 elif args[0] == "show":
     change = {"address": "aws_vpc.this", "change": {"actions": ["create"]}}
     print(json.dumps({"resource_changes": [change]}))
@@ -50,6 +52,8 @@ elif args[0] == "apply":
     say(type="change_summary", **{"@message": "done", "changes": {"add": 1, "change": 0, "remove": 0}})
 elif args[0] == "output":
     print(json.dumps({"region": {"value": "us-west-2"}, "password": {"value": "x", "sensitive": True}}))
+elif args[:2] == ["state", "pull"]:
+    print(json.dumps({"version": 4, "serial": 3, "lineage": "l-1", "outputs": {}}, indent=2))
 elif args[:2] == ["state", "list"]:
     if (here / "empty").exists():
         print("No state file was found!", file=sys.stderr)
@@ -287,7 +291,7 @@ def test_terraform_outlives_a_killed_worker_and_the_next_waits_for_it(setup: Set
     with pytest.raises(TerraformUnavailable) as caught:
         setup.terraform().init(BACKEND)
     assert caught.value.reason == "terraform-busy" and str(record["pid"]) in caught.value.message
-    os.kill(record["pid"], signal.SIGINT)
+    os.killpg(record["pid"], signal.SIGINT)
     wait_until((setup.folder / "sigints").exists)
     setup.terraform().init(BACKEND)
     assert not (setup.folder / "work" / "running.json").exists()
@@ -305,8 +309,8 @@ def test_only_the_lock_of_our_own_dead_process_is_ours(who: str, created: float 
 def test_plugin_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TF_PLUGIN_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("nim_rollouts.clients.terraform._MIRROR_ROOTS", ("~",))
-    monkeypatch.setattr("nim_rollouts.clients.terraform._MIRRORS", ("~/.terraform.d/plugins",))
+    monkeypatch.setattr("nim_rollouts.clients.terraform_workdir._MIRROR_ROOTS", ("~",))
+    monkeypatch.setattr("nim_rollouts.clients.terraform_workdir._MIRRORS", ("~/.terraform.d/plugins",))
     monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert find_plugin_dir({}) is None

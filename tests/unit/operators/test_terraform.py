@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from nim_rollouts.clients.terraform import StateMark
 from nim_rollouts.clients.terraform_plan import ApplySummary, PlanSummary
-from nim_rollouts.core.errors import Superseded, TerraformFailed
+from nim_rollouts.core.errors import NeedsHumanError, Superseded, TerraformFailed
 from nim_rollouts.hooks.infrastructure import principal
 from nim_rollouts.operators.terraform import TerraformApplyOperator, TerraformPlanOperator
 from tests.unit.operators.conftest import World
@@ -20,16 +21,30 @@ class FakeTerraform:
     def __init__(self, folder: Path, *plans: list[tuple[str, str]]) -> None:
         self.folder, self.plans, self.calls = folder, list(plans), []
         self.fails: list[Exception] = []
+        self.state, self.released_own_lock = StateMark("l-1", 7), False
+        self.after: StateMark | None = None
+        self.locks: list[bytes | None] = []
 
-    def init(self, backend: Any) -> None:
+    def init(self, backend: Any, *, lock_file: bytes | None = None) -> None:
         self.calls.append("init")
+        self.locks.append(lock_file)
 
-    def plan(self, variables: Any, destroy: bool = False) -> PlanSummary:
+    def plan(self, variables: Any, destroy: bool = False, *, explain: bool | None = None) -> PlanSummary:
         changes = self.plans.pop(0)
         file = self.folder / "plan.tfplan"
         file.write_text(str(changes))
         self.calls.append("plan")
-        return PlanSummary(changes, len(changes), 0, 0, 0, f"sum{len(self.calls)}", bool(changes), plan_file=str(file))
+        counts = [sum(action == one for _, action in changes) for one in ("create", "update", "replace", "delete")]
+        return PlanSummary(
+            changes, *counts, f"sum{len(self.calls)}", bool(changes), plan_file=str(file),
+            lineage=self.state.lineage, serial=self.state.serial,
+        )  # fmt: skip
+
+    def lock_file(self) -> bytes | None:
+        return b"versions"
+
+    def left(self) -> StateMark | None:
+        return self.after
 
     def apply(self, plan_file: Any = None, *, expect_checksum: str | None = None) -> ApplySummary:
         if self.fails:
@@ -38,13 +53,13 @@ class FakeTerraform:
         return ApplySummary([("aws_vpc.this", "create", 1.0)], 1, 0, 0, 1.0)
 
     def state_serial(self) -> int:
-        return 7
+        return self.state.serial
 
 
 @pytest.fixture
 def terraform(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTerraform:
     fake = FakeTerraform(tmp_path)
-    monkeypatch.setattr("nim_rollouts.hooks.infrastructure.open_terraform", lambda *_: fake)
+    monkeypatch.setattr("nim_rollouts.hooks.infrastructure.open_terraform", lambda *_, **__: fake)
     monkeypatch.setattr("nim_rollouts.hooks.infrastructure.variables", lambda environment: {})
     world.accepted()
     return fake
@@ -108,14 +123,30 @@ def test_after_an_interrupted_apply_the_rest_of_the_plan_goes_on(
     assert apply(world, monkeypatch, 2)["changed"] is True
 
 
-def test_a_stale_plan_goes_on_only_within_what_was_planned(
+def test_a_state_that_somebody_else_moved_since_the_plan_is_refused(
+    world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """terraform calls the plan stale, and no try of ours has begun to apply it. Even if a new plan were within the
+    first: somebody is at work there."""
+    terraform.plans = [VPC, VPC]
+    terraform.fails = [TerraformFailed("stale", reason="plan-stale")]
+    plan(world, monkeypatch)
+    with pytest.raises(NeedsHumanError) as refused:
+        apply(world, monkeypatch)
+    assert refused.value.reason == "state-moved" and "terraform_plan" in refused.value.hint
+    assert not [call for call in terraform.calls if call.startswith("apply")]
+
+
+def test_a_retry_goes_on_only_within_what_was_planned(
     world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terraform.plans = [VPC, [("aws_vpc.this", "delete")]]
-    terraform.fails = [TerraformFailed("stale", reason="plan-stale")]
+    terraform.fails = [TerraformFailed("killed")]
     plan(world, monkeypatch)
-    with pytest.raises(TerraformFailed, match="delete aws_vpc.this") as refused:
+    with pytest.raises(TerraformFailed, match="killed"):
         apply(world, monkeypatch)
+    with pytest.raises(TerraformFailed, match="delete aws_vpc.this") as refused:
+        apply(world, monkeypatch, 2)
     assert refused.value.reason == "plan-changed"
     assert not [call for call in terraform.calls if call.startswith("apply")]
 

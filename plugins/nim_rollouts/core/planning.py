@@ -1,0 +1,54 @@
+"""What may be applied: by whose approval, and on which state. Pure.
+
+A plan is approved as a list of (address, action). terraform itself refuses a plan whose state has moved on since; what
+it cannot know is who moved it. Our own apply that was cut off moves it too, and may go on; anybody else's may not be
+planned over unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+Mark = tuple[str, int]
+"""(lineage, serial) of a state; ("", 0) where there is none."""
+
+_HARMLESS = ("create", "update", "import", "move", "read")
+
+
+def needs_approval(policy: str | None, changes: Iterable[Sequence[str]]) -> bool:
+    """Whether a person must have said yes: by the environment's `policies.approval`, of (address, action) changes."""
+    actions = [action for _, action in changes]
+    if policy == "always":
+        return bool(actions)
+    return policy == "on-destroy" and any(action not in _HARMLESS for action in actions)
+
+
+def refused(answer: str | None, needed: bool) -> str | None:
+    """Why a plan with this answer (`approved`, `rejected`, `none`; None: no record) may not be applied, or None.
+
+    A no counts even where the policy would not have asked.
+    """
+    if answer == "approved" or (answer is None and not needed):
+        return None
+    return {"rejected": "it was rejected", "none": "nobody answered in time"}.get(
+        answer or "", "nobody has approved it"
+    )
+
+
+def moved_by_another(now: Mark, planned: Mark, left: Collection[Mark], *, held: bool) -> str | None:
+    """Why the state as it is now cannot be what our own interrupted apply left, or None.
+
+    :param planned: the state that the approved plan starts from
+    :param left: states that our own tries of this plan are known to have left
+    :param held: our dead try still held the lock when this one came: nobody else can have written
+    """
+    if now in left or now == planned:
+        return None
+    if planned[1] and now[0] != planned[0]:
+        return f"it is another state altogether (lineage {now[0] or 'none'}, planned on {planned[0]})"
+    if now[1] < planned[1]:
+        return f"it went back from serial {planned[1]} to {now[1]}"
+    if held:
+        return None
+    known = ", ".join(str(serial) for _, serial in sorted(left)) or "none"
+    return f"serial {planned[1]} was planned on, it is {now[1]}, and our own tries are known to have left {known}"
