@@ -58,6 +58,7 @@ class PlanSummary:
     lineage: str = ""
     serial: int | None = None
     imports: list[str] = field(default_factory=list)
+    sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
