@@ -9,6 +9,7 @@ from typing import Any
 
 def close() -> None:
     """Patch moto's models. Safe to call again."""
+    from moto.ec2 import utils
     from moto.ec2.models.launch_templates import LaunchTemplate
     from moto.ec2.models.nat_gateways import NatGatewayBackend
     from moto.ec2.models.security_groups import SecurityGroupRule
@@ -23,8 +24,22 @@ def close() -> None:
     LaunchTemplate.tags = property(lambda template: template.get_tags(), lambda template, tags: None)
     if not hasattr(LaunchTemplate.create_version, "_own_tags_apart"):
         LaunchTemplate.create_version = _own_tags_apart(LaunchTemplate.create_version)
+    if not hasattr(utils.is_filter_matching, "_any_of"):
+        utils.is_filter_matching = _any_of(utils.is_filter_matching)
     if not hasattr(NatGatewayBackend.delete_nat_gateway, "_also_interface"):
         NatGatewayBackend.delete_nat_gateway = _also_interface(NatGatewayBackend.delete_nat_gateway)
+
+
+def _any_of(matches: Callable[[Any, str, Any], bool]) -> Callable[[Any, str, Any], bool]:
+    """Of several values of a filter AWS wants one to match; of a thing with several tags moto wants all of them to."""
+
+    def is_filter_matching(thing: Any, name: str, values: Any) -> bool:
+        if name == "tag-key" and isinstance(values, list):
+            return any(matches(thing, name, [value]) for value in values)
+        return bool(matches(thing, name, values))
+
+    is_filter_matching._any_of = True  # type: ignore[attr-defined]
+    return is_filter_matching
 
 
 def _also_interface(delete: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:

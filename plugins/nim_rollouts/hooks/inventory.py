@@ -1,107 +1,148 @@
-"""What AWS still has of an environment. Three answers: nothing, these things, or unknown; only the first is success."""
+"""What AWS still has of an environment, through the environment's connection. Reads only.
+
+An environment's networks are written down as soon as they are known: once terraform's state is empty nothing else says
+where an untagged thing would lie.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from nim_rollouts.core.environment import Environment
-from nim_rollouts.core.errors import InventoryUnknown
+from nim_rollouts.core.errors import AccessDenied, InventoryUnknown, LeftoversFound, NimRolloutsError, TransientError
+from nim_rollouts.core.inventory import Answer, Inventory, Scope, shortened
 
-TAG = "nim-rollouts/environment"
+if TYPE_CHECKING:
+    from nim_rollouts.clients.store import Store
+
+#: In terraform's and AWS's messages.
+_IDENTIFIER = re.compile(r"\b(?:vpc|subnet|sg|igw|rtb|eni|eipalloc|nat|vpce)-[0-9a-f]{8,17}\b")
 
 
-def leftovers(environment: Environment) -> list[str]:
-    """`kind id` of everything that is still there.
+def take(environment: Environment, store: Store, say: Callable[[str], None] = lambda _: None) -> Inventory:
+    """The inventory. `say` takes a line for each kind that cannot be looked at."""
+    from nim_rollouts.clients.inventory import look
 
-    :raises InventoryUnknown: a place could not be looked at
+    scope = Scope(environment.name, environment.cluster.name, frozenset(networks(environment, store)))
+    return look.take(_clients(environment), scope, say)
+
+
+def require_empty(inventory: Inventory) -> None:
+    """Nothing, if the answer is empty.
+
+    :raises LeftoversFound: something is left, of which at least one thing is not being deleted already
+    :raises AccessDenied: a right is missing to look somewhere
+    :raises InventoryUnknown: AWS did not answer somewhere, or is still deleting; looking again may help
     """
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    found: list[str] = []
-    for what, look in _places(environment).items():
-        try:
-            found += [f"{what} {one}" for one in look()]
-        except (BotoCoreError, ClientError) as error:
-            raise InventoryUnknown(
-                f"AWS does not tell about {what} in {environment.region}: {error}",
-                hint="Grant the worker's role the reading call, or wait for AWS, and clear this task",
-            ) from error
-    return found
+    if inventory.answer is Answer.EMPTY:
+        return
+    error = _error(inventory)
+    # Into the record of the failure: the lines of a message end somewhere.
+    error.evidence = inventory.as_facts()  # type: ignore[attr-defined]
+    raise error
 
 
-def _places(environment: Environment) -> dict[str, Callable[[], Iterable[str]]]:
-    ec2, eks, efs, iam, logs = (_client(environment, service) for service in ("ec2", "eks", "efs", "iam", "logs"))
-    ours = [{"Name": f"tag:{TAG}", "Values": [environment.name]}]
-
-    def of_ec2(call: str, items: str, key: str) -> Callable[[], Iterable[str]]:
-        return lambda: [one[key] for page in ec2.get_paginator(call).paginate(Filters=ours) for one in page[items]]
-
-    return {
-        "EKS cluster": lambda: _cluster(eks, environment.cluster.name),
-        "EFS file system": lambda: _file_systems(efs, environment.name),
-        "VPC": of_ec2("describe_vpcs", "Vpcs", "VpcId"),
-        "subnet": of_ec2("describe_subnets", "Subnets", "SubnetId"),
-        "security group": of_ec2("describe_security_groups", "SecurityGroups", "GroupId"),
-        "internet gateway": of_ec2("describe_internet_gateways", "InternetGateways", "InternetGatewayId"),
-        "network interface": of_ec2("describe_network_interfaces", "NetworkInterfaces", "NetworkInterfaceId"),
-        "volume": of_ec2("describe_volumes", "Volumes", "VolumeId"),
-        "NAT gateway": lambda: _nat_gateways(ec2, ours),
-        "elastic address": lambda: [one["AllocationId"] for one in ec2.describe_addresses(Filters=ours)["Addresses"]],
-        "instance": lambda: _instances(ec2, ours),
-        "IAM role": lambda: _roles(iam, environment),
-        # The dying control plane may write once more and so make it again, unknown to terraform: the next apply fails.
-        "log group": lambda: _log_groups(logs, f"/aws/eks/{environment.cluster.name}/cluster"),
-    }
-
-
-def _client(environment: Environment, service: str) -> Any:
-    from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
-
-    return AwsBaseHook(
-        aws_conn_id=environment.aws_conn_id, client_type=service, region_name=environment.region
-    ).get_conn()
+def _error(inventory: Inventory) -> NimRolloutsError:
+    left, blind = inventory.leftovers, inventory.unseen
+    besides = f"; and {shortened((one.text() for one in blind), 4)}" if blind else ""
+    if left and all(one.going for one in left) and not inventory.denied:
+        going = shortened((f"{one.kind} {one.id}" for one in left), 10)
+        return InventoryUnknown(
+            f"AWS is still deleting {going}{besides}",
+            reason="leftovers-going",
+            retry_after_s=60,
+            hint="It is looked at again",
+        )
+    if left:
+        told = "; ".join(one.text() for one in left[:10])
+        more = f"; and {len(left) - 10} more, in the task's record" if len(left) > 10 else ""
+        return LeftoversFound(
+            f"{len(left)} things are still there: {told}{more}{besides}",
+            hint="Nothing of this is deleted for you: remove first what holds, then what is held, and clear this task",
+        )
+    unknown = f"AWS does not tell whether anything is left: {shortened((one.text() for one in blind), 10)}"
+    if inventory.denied:
+        return AccessDenied(
+            unknown,
+            layer="teardown",
+            reason="inventory-denied",
+            hint="Grant the worker's role what is named (docs/worker-rights.json has it all), and clear this task",
+        )
+    return InventoryUnknown(unknown, hint="It is looked at again; if that does not help, clear this task later")
 
 
-def _cluster(eks: Any, name: str) -> list[str]:
+def holders(environment: Environment, store: Store | None, identifiers: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """What holds these parts of a network, each as `kind id of kind id`. What cannot be seen is left out.
+
+    :param identifiers: of a VPC, subnet, security group, gateway or address
+    """
+    from nim_rollouts.clients.inventory import look
+
+    wanted = set(identifiers)
+    vpcs = {one for one in wanted if one.startswith("vpc-")} | set(networks(environment, store) if store else ())
+    scope = Scope(environment.name, environment.cluster.name, frozenset(vpcs))
+    return look.held(_clients(environment), scope, wanted)
+
+
+def naming_holders(environment: Environment, store: Store | None, error: NimRolloutsError) -> NimRolloutsError:
+    """The same error, with what holds the things that its message names; the error itself where that cannot be told."""
+    named = list(dict.fromkeys(_IDENTIFIER.findall(error.message)))
+    if not named:
+        return error
     try:
-        eks.describe_cluster(name=name)
-    except eks.exceptions.ResourceNotFoundException:
-        return []
-    return [name]
+        found = holders(environment, store, named)
+    except Exception:  # what terraform said is what matters
+        return error
+    told = [f"{one} is held by {shortened(held)}" for one in named if (held := found.get(one))]
+    if not told:
+        return error
+    message = f"{error.message}; {'; '.join(told)}"
+    named_error = type(error)(message, hint=error.hint, reason=error.reason, layer=error.layer)
+    if isinstance(error, TransientError) and isinstance(named_error, TransientError):
+        named_error.retry_after_s = error.retry_after_s
+    return named_error
 
 
-def _file_systems(efs: Any, environment: str) -> list[str]:
-    wanted = {"Key": TAG, "Value": environment}
-    pages = efs.get_paginator("describe_file_systems").paginate()
-    return [one["FileSystemId"] for page in pages for one in page["FileSystems"] if wanted in one.get("Tags", ())]
+# --- the environment's networks -------------------------------------------------------------------------------------
 
 
-def _nat_gateways(ec2: Any, ours: list[dict[str, Any]]) -> list[str]:
-    pages = ec2.get_paginator("describe_nat_gateways").paginate(Filters=ours)
-    # AWS shows a deleted one for about an hour.
-    return [one["NatGatewayId"] for page in pages for one in page["NatGateways"] if one["State"] != "deleted"]
+def remember_networks(environment: Environment, store: Store, outputs: dict[str, Any]) -> None:
+    """Write down the network of these outputs of terraform. Without one nothing changes."""
+    vpc = outputs.get("vpc_id")
+    known = networks(environment, store)
+    if vpc and vpc not in known:
+        store.put(_key(environment), json.dumps({"vpcs": sorted({*known, vpc})}).encode())
 
 
-def _instances(ec2: Any, ours: list[dict[str, Any]]) -> list[str]:
-    pages = ec2.get_paginator("describe_instances").paginate(Filters=ours)
-    instances = [one for page in pages for group in page["Reservations"] for one in group["Instances"]]
-    return [one["InstanceId"] for one in instances if one["State"]["Name"] != "terminated"]
+def forget_networks(environment: Environment, store: Store) -> None:
+    """Nothing is left in any of them."""
+    store.delete(_key(environment))
 
 
-def _log_groups(logs: Any, name: str) -> list[str]:
-    pages = logs.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=name)
-    return [one["logGroupName"] for page in pages for one in page["logGroups"] if one["logGroupName"] == name]
+def networks(environment: Environment, store: Store) -> list[str]:
+    """Ids of the networks that were written down."""
+    content = store.get(_key(environment))
+    return list(json.loads(content)["vpcs"]) if content else []
 
 
-def _roles(iam: Any, environment: Environment) -> list[str]:
-    """Roles are of the account, not the region: our names first, then our tag, which a list does not show."""
-    prefix = f"{environment.cluster.name}-"
-    names = [
-        role["RoleName"]
-        for page in iam.get_paginator("list_roles").paginate()
-        for role in page["Roles"]
-        if role["RoleName"].startswith(prefix)
-    ]
-    wanted = {"Key": TAG, "Value": environment.name}
-    return [name for name in names if wanted in iam.list_role_tags(RoleName=name)["Tags"]]
+def _key(environment: Environment) -> str:
+    return f"networks/{environment.name}.json"
+
+
+def _clients(environment: Environment) -> Callable[[str], Any]:
+    from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
+    from botocore.config import Config
+
+    # The connection's own settings (a proxy, for one) stay; a service that does not answer must not take hours.
+    ours = Config(connect_timeout=10, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 5})
+
+    @cache
+    def client_of(service: str) -> Any:
+        hook = AwsBaseHook(aws_conn_id=environment.aws_conn_id, client_type=service, region_name=environment.region)
+        return hook.get_client_type(config=hook.config.merge(ours))
+
+    return client_of

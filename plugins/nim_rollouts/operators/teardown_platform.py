@@ -3,11 +3,12 @@ gone. What is somebody else's is named, and never deleted."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from nim_rollouts.core.errors import LeftoversFound
+from nim_rollouts.core.errors import LeftoversFound, NimRolloutsError
 from nim_rollouts.core.teardown import Scope
 from nim_rollouts.operators.base import Facts, Stage
+from nim_rollouts.operators.inventory import InventoryOperator
 from nim_rollouts.operators.teardown import DeletingOperator
 from nim_rollouts.operators.teardown_addons import is_released
 from nim_rollouts.operators.teardown_nodes import launched_nodes
@@ -129,6 +130,7 @@ class TerraformDestroyOperator(TerraformStage):
         from airflow.sdk.exceptions import AirflowSkipException
 
         from nim_rollouts.hooks.infrastructure import variables
+        from nim_rollouts.hooks.inventory import naming_holders, remember_networks
 
         if stage.session.facts("validate")["scope"] != Scope.EVERYTHING:
             raise AirflowSkipException("the platform alone was to go: the infrastructure stays")
@@ -140,24 +142,26 @@ class TerraformDestroyOperator(TerraformStage):
                 f"launched nodes have come back: {', '.join(one['metadata']['name'] for one in nodes)}",
                 hint="See who asks for them, then clear free_network and the tasks after it",
             )
-        destroyed = self.terraform(stage).destroy(variables(stage.session.environment))
+        environment, terraform = stage.session.environment, self.terraform(stage)
+        # Once the state is empty, nothing else says in which network an untagged thing would lie.
+        remember_networks(environment, stage.session.store, terraform.output())
+        try:
+            destroyed = terraform.destroy(variables(environment))
+        except NimRolloutsError as error:
+            if error.reason != "dependency-violation":
+                raise
+            raise naming_holders(environment, stage.session.store, error) from error
         return destroyed.as_facts()
 
 
-class VerifyGoneOperator(TerraformStage):
+class VerifyGoneOperator(InventoryOperator):
     """Looks again everywhere: the state, and AWS itself."""
+
+    claim_scopes: ClassVar[tuple[str, ...]] = ("environment",)
+    reads_only: ClassVar[bool] = False
 
     def run(self, stage: Stage) -> Facts:
         """Empty is success; leftovers are listed; not being able to look is neither."""
-        from nim_rollouts.hooks.inventory import leftovers
-
-        in_state = self.terraform(stage).state_list()
-        in_aws = leftovers(stage.session.environment)
-        found = [*(f"terraform {address}" for address in in_state), *in_aws]
-        if found:
-            raise LeftoversFound(
-                f"{len(found)} things are still there: {', '.join(found[:20])}",
-                hint="Find out who holds them, remove it, and clear terraform_destroy and the tasks after it",
-            )
-        stage.log.info("nothing is left: the state is empty, AWS has nothing with the environment's tag")
-        return {"state": "empty", "aws": "empty"}
+        facts = super().run(stage)
+        stage.log.info("nothing is left: the state is empty, AWS has nothing of the environment")
+        return {"state": "empty", "aws": "empty"} | facts

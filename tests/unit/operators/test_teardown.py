@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
 
-from nim_rollouts.core.errors import ClusterMissing, ClusterUnavailable, LeftoversFound
+from nim_rollouts.core.errors import (
+    AccessDenied,
+    ClusterMissing,
+    ClusterUnavailable,
+    LeftoversFound,
+    TerraformUnavailable,
+)
+from nim_rollouts.core.inventory import Finding, Inventory, Unseen
 from nim_rollouts.core.manifests import DEPLOYMENT_LABEL, ENVIRONMENT_LABEL, MANAGED_BY, MANAGER
+from nim_rollouts.hooks.inventory import networks
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators import teardown, teardown_addons, teardown_nodes, teardown_platform
 from tests.unit.operators.conftest import DEPLOYMENT, ENVIRONMENT, World
@@ -348,16 +356,70 @@ def test_a_cluster_that_does_not_answer_is_not_an_absent_one(down: World, monkey
         run(down, teardown.DeleteServicesOperator, "delete_services")
 
 
-@pytest.mark.parametrize(("state", "aws", "text"), [([], [], None), (["aws_vpc.this"], [], "aws_vpc.this"),
-                                                    ([], ["EFS file system fs-1"], "fs-1")])  # fmt: skip
+LEFT = Finding("EFS file system", "fs-1", "", ("tag nim-rollouts/environment",), "us (terraform)", (), "", going=False)
+BLIND = Unseen("volume", "AWS refuses ec2:DescribeVolumes (AccessDenied)", "ec2:DescribeVolumes")
+
+
+@pytest.fixture
+def gone(down: World, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """(terraform's state, AWS's leftovers, what AWS does not tell) -> the facts of verify_gone."""
+
+    def verify(state: list[str], left: tuple[Finding, ...] = (), unseen: tuple[Unseen, ...] = ()) -> dict[str, Any]:
+        fake = SimpleNamespace(init=lambda backend: None, state_list=lambda: state)
+        monkeypatch.setattr("nim_rollouts.hooks.infrastructure.open_terraform", lambda *_: fake)
+        taken = Inventory(left, unseen, ("EFS file system",))
+        monkeypatch.setattr("nim_rollouts.hooks.inventory.take", lambda environment, store, say: taken)
+        return run(down, teardown_platform.VerifyGoneOperator, "verify_gone")
+
+    return verify
+
+
+@pytest.mark.parametrize(("state", "aws", "text"), [([], (), None), (["aws_vpc.this"], (), "aws_vpc.this"),
+                                                    ([], (LEFT,), "fs-1")])  # fmt: skip
 def test_only_empty_is_success(
-    down: World, monkeypatch: pytest.MonkeyPatch, state: list[str], aws: list[str], text: str | None
+    down: World, gone: Any, state: list[str], aws: tuple[Finding, ...], text: str | None
 ) -> None:
-    fake = SimpleNamespace(init=lambda backend: None, state_list=lambda: state)
-    monkeypatch.setattr("nim_rollouts.hooks.infrastructure.open_terraform", lambda *_: fake)
-    monkeypatch.setattr("nim_rollouts.hooks.inventory.leftovers", lambda environment: aws)
     if text is None:
-        assert run(down, teardown_platform.VerifyGoneOperator, "verify_gone") == {"state": "empty", "aws": "empty"}
+        facts = gone(state, aws)
+        assert {"state": "empty", "aws": "empty"}.items() <= facts.items()
+        assert facts["answer"] == "empty" and facts["looked_at"] == ["EFS file system", "terraform state"]
         return
     with pytest.raises(LeftoversFound, match=text):
-        run(down, teardown_platform.VerifyGoneOperator, "verify_gone")
+        gone(state, aws)
+    written = down.session(deployment="").facts("verify_gone", "inventory")
+    assert (written["answer"], len(written["leftovers"])) == ("leftovers", 1)
+
+
+def test_what_cannot_be_seen_is_no_success(down: World, gone: Any) -> None:
+    with pytest.raises(AccessDenied, match="ec2:DescribeVolumes"):
+        gone([], (), (BLIND,))
+    written = down.session(deployment="").facts("verify_gone", "inventory")
+    assert written["answer"] == "unknown" and written["unknown"][0]["action"] == "ec2:DescribeVolumes"
+
+
+def test_a_state_that_cannot_be_read_hides_nothing_of_aws(
+    down: World, gone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(self: Any, stage: Any) -> Any:
+        raise TerraformUnavailable("the state is locked")
+
+    monkeypatch.setattr(teardown_platform.VerifyGoneOperator, "terraform", unreadable)
+    with pytest.raises(LeftoversFound, match="fs-1.*terraform state: it cannot be read: the state is locked"):
+        gone([], (LEFT,))
+
+
+def test_destroy_remembers_the_network_and_names_what_holds_it(down: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def destroy(variables: Any) -> Any:
+        raise TerraformUnavailable("vpc-00000001: DependencyViolation", reason="dependency-violation")
+
+    fake = SimpleNamespace(init=lambda backend: None, output=lambda: {"vpc_id": "vpc-00000001"}, destroy=destroy)
+    monkeypatch.setattr("nim_rollouts.hooks.infrastructure.open_terraform", lambda *_: fake)
+    monkeypatch.setattr("nim_rollouts.hooks.infrastructure.variables", lambda environment: {})
+    monkeypatch.setattr(
+        "nim_rollouts.hooks.inventory.holders",
+        lambda environment, store, ids: dict.fromkeys(ids, ("network interface eni-1",)),
+    )
+    with pytest.raises(TerraformUnavailable, match="vpc-00000001 is held by network interface eni-1"):
+        run(down, teardown_platform.TerraformDestroyOperator, "terraform_destroy")
+    session = down.session(deployment="")
+    assert networks(session.environment, session.store) == ["vpc-00000001"]

@@ -1,0 +1,1 @@
+"""Looks at AWS for what is left of an environment. Reads only: nothing here changes or deletes anything."""
