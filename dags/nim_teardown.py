@@ -14,12 +14,13 @@ from nim_rollouts.operators.teardown import (
     DeleteServicesOperator,
     ValidateTeardownOperator,
 )
+from nim_rollouts.operators.teardown_addons import UninstallAddonsOperator, UninstallKarpenterOperator
+from nim_rollouts.operators.teardown_nodes import DeleteNodeClassesOperator, DeleteNodePoolsOperator
 from nim_rollouts.operators.teardown_platform import (
     DeleteNamespacesOperator,
     DeleteStorageClassOperator,
-    ListNodesOperator,
+    FreeNetworkOperator,
     TerraformDestroyOperator,
-    UninstallAddonsOperator,
     VerifyGoneOperator,
 )
 from nim_rollouts.operators.waits import WaitGoneOperator
@@ -27,10 +28,14 @@ from nim_rollouts.operators.waits import WaitGoneOperator
 PARAMS = {
     "environment": Param("nvidia-nim-eks", type="string", minLength=1, title="Environment",
                          description="A file of include/environments/, without .yaml"),
+    # The default takes nothing down as long as nothing is named.
+    "scope": Param("deployment", type="string", enum=["deployment", "platform", "everything"], title="Scope",
+                   description="deployment: one service and its cache; platform: all of ours in the cluster; "
+                               "everything: that and the infrastructure, down to the network"),
     "deployment": Param("", type="string", title="Deployment",
-                        description="With the scope deployment: which one. Empty: all of them"),
-    "scope": Param("platform", type="string", enum=["platform", "deployment"], title="Scope",
-                   description="platform: everything, down to the network; deployment: one service and its cache"),
+                        description="With the scope deployment: which one. Else leave it empty"),
+    "confirm": Param("", type="string", title="Confirm",
+                     description="With the scopes platform and everything: type the environment's name"),
 }  # fmt: skip
 
 with DAG(
@@ -50,14 +55,22 @@ with DAG(
     wait_caches_gone = WaitGoneOperator(task_id="wait_caches_gone")
     # Skips itself and all that follows when one deployment alone was to go.
     delete_namespaces = DeleteNamespacesOperator(task_id="delete_namespaces")
-    uninstall_addons = UninstallAddonsOperator(task_id="uninstall_addons")
-    delete_storage_class = DeleteStorageClassOperator(task_id="delete_storage_class")
-    list_nodes = ListNodesOperator(task_id="list_nodes")
+    delete_node_pools = DeleteNodePoolsOperator(task_id="delete_node_pools")
     wait_nodes_gone = WaitGoneOperator(task_id="wait_nodes_gone")
+    delete_node_classes = DeleteNodeClassesOperator(task_id="delete_node_classes")
+    # While their controllers still run; the proof is after the add-ons, whose releases may hold some too.
+    free_network = FreeNetworkOperator(task_id="free_network")
+    uninstall_addons = UninstallAddonsOperator(task_id="uninstall_addons")
+    wait_network_free = WaitGoneOperator(task_id="wait_network_free")
+    uninstall_karpenter = UninstallKarpenterOperator(task_id="uninstall_karpenter")
+    delete_storage_class = DeleteStorageClassOperator(task_id="delete_storage_class")
+    # Skips itself and the proof when the infrastructure is to stay.
     terraform_destroy = TerraformDestroyOperator(task_id="terraform_destroy")
     verify_gone = VerifyGoneOperator(task_id="verify_gone")
     conclude = ConcludeTeardownOperator(task_id="conclude", trigger_rule=TriggerRule.ALL_DONE)
 
     validate >> delete_services >> wait_services_gone >> delete_caches >> wait_caches_gone >> delete_namespaces
-    delete_namespaces >> uninstall_addons >> delete_storage_class >> list_nodes >> wait_nodes_gone
-    wait_nodes_gone >> terraform_destroy >> verify_gone >> conclude
+    delete_namespaces >> delete_node_pools >> wait_nodes_gone >> [delete_node_classes, free_network]
+    [delete_node_classes, free_network] >> uninstall_addons >> wait_network_free
+    wait_network_free >> [uninstall_karpenter, delete_storage_class] >> terraform_destroy
+    terraform_destroy >> verify_gone >> conclude

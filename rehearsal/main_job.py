@@ -158,7 +158,8 @@ def parser() -> argparse.ArgumentParser:
     two = commands.add_parser("teardown", help="take everything down and prove it gone")
     two.add_argument("--environment", default="rehearsal")
     two.add_argument("--deployment", default="", help="one deployment alone (with --scope deployment)")
-    two.add_argument("--scope", default="platform", choices=("platform", "deployment"))
+    two.add_argument("--scope", default="everything", choices=("deployment", "platform", "everything"))
+    two.add_argument("--confirm", help="what is typed into the form's field; the environment's name when left out")
     return parser
 
 
@@ -179,6 +180,12 @@ def deploy_params(arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
+def teardown_params(arguments: argparse.Namespace) -> dict[str, object]:
+    params = {name: getattr(arguments, name) for name in ("environment", "deployment", "scope")}
+    # A rehearsal's is no environment that one could lose: its name is typed for the user.
+    return params | {"confirm": arguments.environment if arguments.confirm is None else arguments.confirm}
+
+
 def say(text: str) -> None:
     """A line at once, also into a pipe."""
     print(text, flush=True)
@@ -190,8 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         r = config.load()
         if arguments.command == "deploy":
             return deploy(r, deploy_params(arguments), say)
-        params = {name: getattr(arguments, name) for name in ("environment", "deployment", "scope")}
-        return teardown(r, params, say)
+        return teardown(r, teardown_params(arguments), say)
     except (config.NotUp, AirflowError, requests.RequestException) as error:
         print(error, file=sys.stderr)
         return 1

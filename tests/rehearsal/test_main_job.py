@@ -272,7 +272,7 @@ def test_thirty_percent_of_errors_are_rejected(live: Live, deployed: Run) -> Non
 
 @pytest.mark.live(order=90)
 def test_a_teardown_leaves_nothing(live: Live, deployed: Run) -> None:
-    run = live.run("nim_teardown", {"environment": ENVIRONMENT, "deployment": "", "scope": "platform"})
+    run = live.run("nim_teardown", {"environment": ENVIRONMENT, "scope": "everything", "confirm": ENVIRONMENT})
     live.runs["teardown"] = run
     assert run.state == "success", "\n".join(run.lines)
     for kind in (f"nimcaches.{NIM}", f"nimservices.{NIM}", "persistentvolumeclaims", "persistentvolumes"):

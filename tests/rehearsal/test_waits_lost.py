@@ -85,7 +85,11 @@ class Rollouts:
             ("apply_service", "result", self.applied),
             ("delete_services", "result", {"removed": [never]}),
             ("delete_caches", "result", {"removed": [pod]}),
-            ("list_nodes", "result", {"removed": [{"kind": "Node", "name": f"never-{rollout}", "namespace": None}]}),
+            (
+                "delete_node_pools",
+                "result",
+                {"removed": [{"kind": "Node", "name": f"never-{rollout}", "namespace": None}]},
+            ),
         ):
             ledger.record(stage, 1, kind, facts)
 

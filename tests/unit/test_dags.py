@@ -87,9 +87,31 @@ def test_the_order_of_a_rollout(dags: dict) -> None:
     assert [task.task_id for task in dag.leaves] == ["conclude"]
 
 
+def test_the_order_of_a_teardown(dags: dict) -> None:
+    """Each before what it needs to disappear: services before caches, node pools before Karpenter, all of the cluster
+    before what it stands on."""
+    wanted = [
+        "validate", "delete_services", "wait_services_gone", "delete_caches", "wait_caches_gone", "delete_namespaces",
+        "delete_node_pools", "wait_nodes_gone", "delete_node_classes", "uninstall_addons", "wait_network_free",
+        "uninstall_karpenter", "terraform_destroy", "verify_gone", "conclude",
+    ]  # fmt: skip
+    dag = dags["nim_teardown"]
+    for task, after in zip(wanted, wanted[1:], strict=False):
+        assert after in dag.get_task(task).downstream_task_ids
+    assert dag.get_task("free_network").upstream_task_ids == {"wait_nodes_gone"}
+    assert dag.get_task("free_network").downstream_task_ids == {"uninstall_addons"}
+    assert dag.get_task("delete_storage_class").downstream_task_ids == {"terraform_destroy"}
+    assert [task.task_id for task in dag.leaves] == ["conclude"]
+
+
+def test_a_teardown_that_nobody_thought_about_takes_nothing_down(dags: dict) -> None:
+    params = dags["nim_teardown"].params
+    assert (params["scope"], params["deployment"], params["confirm"]) == ("deployment", "", "")
+
+
 def test_waits_start_from_their_trigger_and_render_nothing_but_names(dags: dict) -> None:
     waits = [task for dag in dags.values() for task in dag.tasks if task.task_id.startswith("wait_")]
-    assert len(waits) == 7
+    assert len(waits) == 8
     for task in waits:
         assert task.start_from_trigger is True
         arguments = task.start_trigger_args
@@ -176,7 +198,17 @@ def test_the_dags_survive_serialization(dags: dict) -> None:
 
 
 def test_no_template_field_can_hold_a_secret(dags: dict) -> None:
-    allowed = {"environment", "deployment", "run_id", "image_tag", "strategy", "skip_benchmark", "scope", "addon"}
+    allowed = {
+        "environment",
+        "deployment",
+        "run_id",
+        "image_tag",
+        "strategy",
+        "skip_benchmark",
+        "scope",
+        "confirm",
+        "addon",
+    }
     for dag in dags.values():
         for task in dag.tasks:
             assert set(task.template_fields) <= allowed

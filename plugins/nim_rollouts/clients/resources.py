@@ -10,7 +10,7 @@ from urllib.parse import quote
 _CLUSTER_SCOPED = frozenset(
     {
         "Namespace", "Node", "PersistentVolume", "StorageClass", "CustomResourceDefinition", "ClusterRole",
-        "ClusterRoleBinding", "NodePool", "NodeClaim", "EC2NodeClass",
+        "ClusterRoleBinding", "NodePool", "NodeClaim", "EC2NodeClass", "IngressClass",
     }
 )  # fmt: skip
 _API_VERSIONS = {
@@ -21,6 +21,7 @@ _API_VERSIONS = {
     "CustomResourceDefinition": "apiextensions.k8s.io/v1",
     "StorageClass": "storage.k8s.io/v1",
     "HorizontalPodAutoscaler": "autoscaling/v2",
+    **dict.fromkeys(("Ingress", "IngressClass"), "networking.k8s.io/v1"),
     "NodePool": "karpenter.sh/v1",
     "NodeClaim": "karpenter.sh/v1",
     "EC2NodeClass": "karpenter.k8s.aws/v1",

@@ -90,13 +90,17 @@ class Verify(Strict):
 
 class Policies(Strict):
     """`claim`: what a run does when another live one holds the claim. `approval`: which plans a person must approve,
-    within `approval_timeout_s`: `approvers` (user ids) alone if any are named, with `four_eyes` not who asked."""
+    within `approval_timeout_s`: `approvers` (user ids) alone if any are named, with `four_eyes` not who asked.
+    `protected`: a teardown of the platform or of everything is refused. `cloud_look_s`: seconds between two looks at AWS
+    while a teardown waits for it."""
 
     claim: Literal["refuse", "wait"] = "refuse"
     approval: Literal["always", "on-destroy", "never"] = "on-destroy"
     approval_timeout_s: int = Field(default=3600, ge=10, le=LONGEST_APPROVAL_S)
     approvers: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     four_eyes: bool = False
+    protected: bool = False
+    cloud_look_s: int = Field(default=15, ge=1, le=600)
 
 
 class Environment(Strict):

@@ -20,6 +20,11 @@ from nim_rollouts.core.errorbase import NimRolloutsError as NimRolloutsError
 from nim_rollouts.core.errorbase import PermanentError as PermanentError
 from nim_rollouts.core.errorbase import TransientError as TransientError
 from nim_rollouts.core.errorbase import redact as redact
+from nim_rollouts.core.teardownerrors import EnvironmentProtected as EnvironmentProtected
+from nim_rollouts.core.teardownerrors import FinalizerStuck as FinalizerStuck
+from nim_rollouts.core.teardownerrors import InventoryUnknown as InventoryUnknown
+from nim_rollouts.core.teardownerrors import LeftoversFound as LeftoversFound
+from nim_rollouts.core.teardownerrors import NotConfirmed as NotConfirmed
 from nim_rollouts.core.waiterrors import WaitFailed as WaitFailed
 from nim_rollouts.core.waiterrors import WaitStuck as WaitStuck
 
@@ -292,18 +297,6 @@ class RolloutRejected(PermanentError):
     """The decision of the rollout was not `promoted`."""
 
     default_reason, default_layer = "rollout-rejected", "decision"
-
-
-class LeftoversFound(PermanentError):
-    """A teardown found things that are still there."""
-
-    default_reason, default_layer = "leftovers", "teardown"
-
-
-class InventoryUnknown(TransientError):
-    """A teardown could not look everywhere; unknown is not empty."""
-
-    default_reason, default_layer = "inventory-unknown", "teardown"
 
 
 # --- for the operators --------------------------------------------------------------------------------------------

@@ -107,7 +107,11 @@ REMEDIES: dict[str, Remedy] = {
     "reconcile-failed": Remedy(Layer.OPERATOR, "the operator's own words say what it lacks"),
     # anything
     "deleting": Remedy(Layer.OPERATOR, _OPERATOR_LOG),
-    "finalizer-stuck": Remedy(Layer.OPERATOR, "let the operator run again: it removes its finalizer; do not strip it"),
+    "finalizer-stuck": Remedy(
+        Layer.OPERATOR,
+        "let its controller run again (install it anew if it is gone) and clear this task: it removes the finalizer"
+        " itself; only where that cannot be, clear approve_finalizers and what follows, which asks before it goes",
+    ),
     "not-deleted": Remedy(Layer.OPERATOR, "clear the task that should have deleted it"),
     "children-terminating": Remedy(Layer.OPERATOR, "look at the finalizers of what is named"),
     "deleted": Remedy(Layer.OPERATOR, "somebody deleted it meanwhile: clear the task that applies it"),

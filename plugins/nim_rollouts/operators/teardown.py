@@ -7,9 +7,9 @@ itself does not exist any more. Finalizers are honoured: nothing is ever strippe
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from nim_rollouts.core.errors import SpecError
+from nim_rollouts.core.teardown import Scope, refusals
 from nim_rollouts.operators.base import Facts, Stage, StageOperator
 from nim_rollouts.operators.decide import FAILED, ConcludeOperator, why
 from nim_rollouts.operators.validate import ClaimingOperator, Problems, check_tools
@@ -17,7 +17,6 @@ from nim_rollouts.operators.validate import ClaimingOperator, Problems, check_to
 if TYPE_CHECKING:
     from nim_rollouts.clients.cluster import Cluster, Object
 
-PLATFORM, DEPLOYMENT = "platform", "deployment"
 GONE = "gone"
 NIM_API = "apps.nvidia.com/v1alpha1"
 _BOTH = ("deployment", "environment")
@@ -26,14 +25,19 @@ _BOTH = ("deployment", "environment")
 class ValidateTeardownOperator(ClaimingOperator):
     """Checks what is to go, and takes the claims of all that it concerns.
 
-    :param scope: `platform`: everything of the environment; `deployment`: one deployment alone
+    :param scope: `deployment`: one alone; `platform`: all that is in the cluster of ours; `everything`: that and the
+        infrastructure
+    :param confirm: the environment's name as it was typed; needed for all but one deployment
     """
 
-    template_fields: Sequence[str] = (*StageOperator.template_fields, "scope")
+    template_fields: Sequence[str] = (*StageOperator.template_fields, "scope", "confirm")
 
-    def __init__(self, *, scope: str = "{{ params.scope }}", **kwargs: Any) -> None:
+    def __init__(
+        self, *, scope: str = "{{ params.scope }}", confirm: str = "{{ params.confirm }}", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.scope = scope
+        self.confirm = confirm
 
     def run(self, stage: Stage) -> Facts:
         """Refuse, or claim and write the request down."""
@@ -43,10 +47,11 @@ class ValidateTeardownOperator(ClaimingOperator):
         session = stage.session
         known = sorted(set(session.include.deployments()) | set(self._claimed(stage)))
         self._check(stage, known)
-        concerned = known if self.scope == PLATFORM else [self.deployment]
+        whole = self.scope != Scope.DEPLOYMENT
+        concerned = known if whole else [self.deployment]
         environment = session.environment.name
         scopes = [claims.deployment_scope(environment, name) for name in concerned]
-        if self.scope == PLATFORM:
+        if whole:
             scopes.insert(0, claims.environment_scope(environment))
         taken = self.take_claims(stage, scopes)
         ti = stage.context["ti"]
@@ -58,24 +63,23 @@ class ValidateTeardownOperator(ClaimingOperator):
             rollout_id=session.rollout,
             triggered_by=self.triggered_by(stage.context),
             generation=taken[-1].generation if taken else None,
-            environment_generation=taken[0].generation if self.scope == PLATFORM else None,
+            environment_generation=taken[0].generation if whole else None,
         )
         session.ledger.record(stage.name, stage.try_number, "request", request.model_dump(mode="json", by_alias=True))
         stage.log.info("to go: %s of %s", self.scope, ", ".join(concerned) or environment)
         generations = {name: claim.generation for name, claim in zip(concerned, taken[-len(concerned) :], strict=False)}
-        return {"scope": self.scope, "deployments": generations, "triggered_by": request.triggered_by}
+        return {
+            "scope": self.scope,
+            "deployments": generations,
+            "triggered_by": request.triggered_by,
+            "confirmed": self.confirm if whole else None,
+        }
 
     def _check(self, stage: Stage, known: list[str]) -> None:
         problems = Problems()
-        if self.scope not in (PLATFORM, DEPLOYMENT):
-            problems.add(SpecError(f'scope "{self.scope}" is neither platform nor deployment', hint="Choose one"))
-        if self.scope == DEPLOYMENT and self.deployment not in known:
-            problems.add(SpecError(f'there is no deployment "{self.deployment}"; known: {", ".join(known) or "none"}',
-                                   reason="deployment-unknown", hint="Name one that exists"))  # fmt: skip
-        if self.scope == PLATFORM and self.deployment:
-            problems.add(SpecError("scope platform takes every deployment down, yet one is named",
-                                   hint="Leave deployment empty, or choose the scope deployment"))  # fmt: skip
-        if self.scope == PLATFORM:
+        for refusal in refusals(stage.session.environment, self.scope, self.deployment, self.confirm, known):
+            problems.add(refusal)
+        if self.scope in (Scope.PLATFORM, Scope.EVERYTHING):
             # Better missed now than when half of it is gone.
             check_tools(stage.session, problems)
         problems.refuse(stage.log)
@@ -118,24 +122,36 @@ class DeletingOperator(StageOperator):
         from nim_rollouts.core.manifests import DEPLOYMENT_LABEL
 
         objects = list(objects)
-        removed = [named(obj) for obj in (*objects, *also)]
+        removed = self.named_all([*objects, *also])
         stage.intend({"removed": removed})
         generations = stage.session.facts("validate")["deployments"]
         for obj in objects:
-            metadata = obj["metadata"]
-            if metadata.get("deletionTimestamp"):
+            if is_going(obj):
                 continue
+            metadata = obj["metadata"]
             stage.check_claims()
             owner = (metadata.get("labels") or {}).get(DEPLOYMENT_LABEL)
             cluster.delete(obj, uid=metadata["uid"], generation=generations.get(owner))
             stage.log.info("%s/%s: deletion ordered", obj["kind"], metadata["name"])
         return removed
 
+    @staticmethod
+    def named_all(objects: Iterable[Object]) -> list[dict[str, Any]]:
+        """What a record keeps of them."""
+        return [named(one) for one in objects]
+
 
 class DeleteServicesOperator(DeletingOperator):
-    """NIMServices, the Services in front of them, benchmark Jobs: everything that holds a GPU or a claim."""
+    """Freezes the traffic, then takes NIMPipelines, NIMServices and benchmarks: all that holds a GPU or a claim."""
 
-    _KINDS = ((NIM_API, "NIMService"), ("v1", "Service"), ("batch/v1", "Job"), ("v1", "ConfigMap"))
+    #: What clients come in by goes first; a pipeline before the services that it would make again.
+    _KINDS = (
+        ("v1", "Service"),
+        (NIM_API, "NIMPipeline"),
+        (NIM_API, "NIMService"),
+        ("batch/v1", "Job"),
+        ("v1", "ConfigMap"),
+    )
 
     def run(self, stage: Stage) -> Facts:
         """Order the deletions."""
@@ -148,6 +164,9 @@ class DeleteServicesOperator(DeletingOperator):
             for api_version, kind in self._KINDS
             for one in cluster.list(api_version, kind, None, label_selector=selector)
         ]
+        for service in (one for one in found if one["kind"] == "Service" and not is_going(one)):
+            place = f"{service['metadata']['name']}.{service['metadata'].get('namespace')}"
+            stage.log.warning("traffic ends here: clients of %s are refused from now on", place)
         return {"removed": self.delete(stage, cluster, found), "cluster": "present"}
 
 
@@ -190,24 +209,39 @@ class ConcludeTeardownOperator(ConcludeOperator):
         kwargs.setdefault("success", GONE)
         super().__init__(**kwargs)
 
+    #: The tasks whose success means that all of the scope is gone.
+    _DECISIVE: ClassVar[dict[str, tuple[str, ...]]] = {
+        Scope.DEPLOYMENT: ("wait_caches_gone",),
+        Scope.PLATFORM: ("uninstall_karpenter", "delete_storage_class"),
+        Scope.EVERYTHING: ("verify_gone",),
+    }
+
     def decide(self, stage: Stage, states: dict[str, str | None]) -> tuple[str, str | None]:
-        """With one deployment, its caches' disappearance decides; else the proof at the end."""
+        """By the last proofs of what was to go: of one deployment its caches', of everything the inventory."""
         facts = stage.session.ledger.read("validate", "result") or {}
-        decisive = "wait_caches_gone" if facts.get("scope") == DEPLOYMENT else "verify_gone"
-        if states.get(decisive) == "success":
+        decisive = self._DECISIVE[facts.get("scope", Scope.EVERYTHING)]
+        if all(states.get(task) == "success" for task in decisive):
             return GONE, None
         return FAILED, why(stage, states)
+
+
+def is_going(obj: Object) -> bool:
+    """True when its deletion was ordered before."""
+    return bool(obj["metadata"].get("deletionTimestamp"))
 
 
 def named(obj: Object) -> dict[str, Any]:
     """What a record keeps of an object that is to go."""
     metadata = obj["metadata"]
-    return {
+    record = {
         "kind": obj["kind"],
         "name": metadata["name"],
         "namespace": metadata.get("namespace"),
         "uid": metadata["uid"],
     }
+    # What a volume is in AWS: its access point must go too.
+    handle = ((obj.get("spec") or {}).get("csi") or {}).get("volumeHandle")
+    return record | ({"handle": handle} if handle else {})
 
 
 def _claim_of(volume: Object) -> tuple[str | None, str | None]:

@@ -1,23 +1,24 @@
-"""Down in order, the platform's part: namespaces, add-ons, storage class, nodes, infrastructure; and proof that it is
-gone. An operator leaves only when none of its custom resources is left; finalizers are never stripped."""
+"""Down in order, the platform's part: namespaces, load balancers, storage class, infrastructure; and proof that it is
+gone. What is somebody else's is named, and never deleted."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from nim_rollouts.core.errors import LeftoversFound, NimRolloutsError
+from nim_rollouts.core.teardown import Scope
 from nim_rollouts.operators.base import Facts, Stage
 from nim_rollouts.operators.inventory import InventoryOperator
-from nim_rollouts.operators.teardown import DEPLOYMENT, DeletingOperator, named
+from nim_rollouts.operators.teardown import DeletingOperator
+from nim_rollouts.operators.teardown_addons import is_released
+from nim_rollouts.operators.teardown_nodes import launched_nodes
 from nim_rollouts.operators.terraform import TerraformStage
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.cluster import Cluster, Object
-    from nim_rollouts.core.environment import Addon
 
-CRD_API = "apiextensions.k8s.io/v1"
-#: Karpenter marks the nodes it launches with it.
-NODEPOOL_LABEL = "karpenter.sh/nodepool"
+INGRESS_API = "networking.k8s.io/v1"
+_ALB = "ingress.k8s.aws/alb"
 
 
 class DeleteNamespacesOperator(DeletingOperator):
@@ -29,7 +30,7 @@ class DeleteNamespacesOperator(DeletingOperator):
 
         from nim_rollouts.operators.model import subject_of, wait_gone
 
-        if stage.session.facts("validate")["scope"] == DEPLOYMENT:
+        if stage.session.facts("validate")["scope"] == Scope.DEPLOYMENT:
             raise AirflowSkipException("one deployment alone was to go: the platform stays")
         cluster = self.cluster(stage)
         if cluster is None:
@@ -56,58 +57,6 @@ class DeleteNamespacesOperator(DeletingOperator):
             )
 
 
-class UninstallAddonsOperator(DeletingOperator):
-    """Helm releases in reverse order, then their CRDs; refused while a custom resource of theirs is left."""
-
-    def run(self, stage: Stage) -> Facts:
-        """The operator goes last of all that its custom resources need, and only once none of them is left."""
-        from nim_rollouts.clients.helm import Helm
-
-        cluster = self.cluster(stage)
-        if cluster is None:
-            return {"uninstalled": [], "crds": []}
-        helm = Helm(cluster, stage.session.include)
-        uninstalled, gone = [], []
-        for addon in reversed(stage.session.environment.addons):
-            definitions = self._definitions(cluster, helm, addon)
-            self._refuse_in_use(cluster, definitions)
-            stage.check_claims()
-            if helm.uninstall(addon, wait_s=stage.session.environment.budgets.delete_s):
-                uninstalled.append(addon.name)
-                stage.log.info("release %s uninstalled", addon.name)
-            gone += [one["metadata"]["name"] for one in definitions]
-            self._delete_definitions(stage, cluster, definitions)
-        return {"uninstalled": uninstalled, "crds": gone}
-
-    @staticmethod
-    def _definitions(cluster: Cluster, helm: Any, addon: Addon) -> list[Object]:
-        names = {*addon.requires.crds, *(one["metadata"]["name"] for one in helm.crds(addon))}
-        found = (cluster.get(CRD_API, "CustomResourceDefinition", None, name) for name in sorted(names))
-        return [one for one in found if one is not None]
-
-    @staticmethod
-    def _refuse_in_use(cluster: Cluster, definitions: list[Object]) -> None:
-        left = []
-        for definition in definitions:
-            spec = definition["spec"]
-            version = next(one["name"] for one in spec["versions"] if one.get("served"))
-            for one in cluster.list(f"{spec['group']}/{version}", spec["names"]["kind"]):
-                left.append(f"{one['kind']}/{one['metadata']['name']} in {one['metadata'].get('namespace')}")
-        if left:
-            raise LeftoversFound(
-                f"the operator stays, it is still needed by {', '.join(left[:10])}",
-                hint="Delete them while the operator runs (it has to let go of its finalizers), then clear this task",
-            )
-
-    @staticmethod
-    def _delete_definitions(stage: Stage, cluster: Cluster, definitions: list[Object]) -> None:
-        from nim_rollouts.operators.model import subject_of, wait_gone
-
-        for one in definitions:
-            cluster.delete(one, uid=one["metadata"]["uid"])
-        wait_gone(stage, [subject_of(one) for one in definitions], stage.session.environment.budgets.delete_s)
-
-
 class DeleteStorageClassOperator(DeletingOperator):
     """The storage class, if it is ours."""
 
@@ -120,31 +69,78 @@ class DeleteStorageClassOperator(DeletingOperator):
         return {"removed": self.delete(stage, cluster, found)}
 
 
-class ListNodesOperator(DeletingOperator):
-    """Names the launched nodes that must go, now that nothing asks for one. Whoever made them takes them."""
+class FreeNetworkOperator(DeletingOperator):
+    """What holds the network and is not terraform's: Services and Ingresses that make load balancers, with their
+    network interfaces, and GPU nodes of somebody else. Ours go; before a destruction those of others are refused."""
 
     def run(self, stage: Stage) -> Facts:
-        """Reads only."""
+        """Order the deletions. What goes when an add-on is uninstalled is only named: objects of its release, and nodes
+        that its pods alone may still hold."""
         cluster = self.cluster(stage)
-        nodes = launched_nodes(cluster) if cluster else []
-        stage.log.info("launched nodes still there: %s", ", ".join(one["metadata"]["name"] for one in nodes) or "none")
-        return {"removed": [named(one) for one in nodes]}
+        if cluster is None:
+            return {"removed": []}
+        found = [*self._services(cluster), *self._ingresses(cluster)]
+        wanted = dict(one.split("=") for one in self.selector(stage).split(","))
+        ours = [one for one in found if wanted.items() <= (one["metadata"].get("labels") or {}).items()]
+        addons = stage.session.environment.addons
+        released = [one for one in found if one not in ours and any(is_released(one, addon) for addon in addons)]
+        others = [one for one in found if one not in ours and one not in released]
+        names = [f"{one['kind']}/{one['metadata']['name']} in {one['metadata']['namespace']}" for one in others]
+        destroying = stage.session.facts("validate")["scope"] == Scope.EVERYTHING
+        if names and destroying:
+            raise LeftoversFound(
+                f"these load balancers are not ours, and would hold the network: {', '.join(names[:10])}",
+                hint="Delete those objects while their controller runs, then clear this task",
+            )
+        for name in names:
+            stage.log.info("%s is not ours: it stays, as the network does", name)
+        nodes = launched_nodes(cluster) if destroying else []
+        return {"removed": self.delete(stage, cluster, ours, [*released, *nodes])}
+
+    @staticmethod
+    def _services(cluster: Cluster) -> list[Object]:
+        return [one for one in cluster.list("v1", "Service") if (one.get("spec") or {}).get("type") == "LoadBalancer"]
+
+    @staticmethod
+    def _ingresses(cluster: Cluster) -> list[Object]:
+        """Those for which the AWS Load Balancer Controller makes a load balancer: by their class, or by its mark."""
+        classes = {
+            one["metadata"]["name"]
+            for one in cluster.list(INGRESS_API, "IngressClass")
+            if (one.get("spec") or {}).get("controller") == _ALB
+        }
+
+        def is_concerned(ingress: Object) -> bool:
+            metadata = ingress["metadata"]
+            named = (ingress.get("spec") or {}).get("ingressClassName")
+            named = named or (metadata.get("annotations") or {}).get("kubernetes.io/ingress.class")
+            return named in {*classes, "alb"} or any(
+                "ingress.k8s.aws/" in one for one in metadata.get("finalizers") or ()
+            )
+
+        return [one for one in cluster.list(INGRESS_API, "Ingress") if is_concerned(one)]
 
 
 class TerraformDestroyOperator(TerraformStage):
     """Everything in the state, planned and destroyed. Nothing in it is no error."""
 
     def run(self, stage: Stage) -> Facts:
-        """Refused while a launched node is left: its instance would outlive the cluster."""
+        """Refused while a launched node is left: its instance would outlive the cluster. Skipped, with the proof after
+        it, when the infrastructure is to stay."""
+        from airflow.sdk.exceptions import AirflowSkipException
+
         from nim_rollouts.hooks.infrastructure import variables
         from nim_rollouts.hooks.inventory import naming_holders, remember_networks
+
+        if stage.session.facts("validate")["scope"] != Scope.EVERYTHING:
+            raise AirflowSkipException("the platform alone was to go: the infrastructure stays")
 
         cluster = stage.session.cluster_if_any()
         nodes = launched_nodes(cluster) if cluster else []
         if nodes:
             raise LeftoversFound(
                 f"launched nodes have come back: {', '.join(one['metadata']['name'] for one in nodes)}",
-                hint="See who asks for them, then clear list_nodes and the tasks after it",
+                hint="See who asks for them, then clear free_network and the tasks after it",
             )
         environment, terraform = stage.session.environment, self.terraform(stage)
         # Once the state is empty, nothing else says in which network an untagged thing would lie.
@@ -169,15 +165,3 @@ class VerifyGoneOperator(InventoryOperator):
         facts = super().run(stage)
         stage.log.info("nothing is left: the state is empty, AWS has nothing of the environment")
         return {"state": "empty", "aws": "empty"} | facts
-
-
-def launched_nodes(cluster: Cluster) -> list[Object]:
-    """Nodes that were started for pods: Karpenter's, and any with a GPU. terraform knows none of them, so one that
-    stands when the cluster goes stays on the bill. The managed system nodes go with terraform."""
-
-    def is_launched(node: Object) -> bool:
-        capacity = (node.get("status") or {}).get("capacity") or {}
-        labels = node["metadata"].get("labels") or {}
-        return capacity.get("nvidia.com/gpu", "0") != "0" or NODEPOOL_LABEL in labels
-
-    return [one for one in cluster.list("v1", "Node") if is_launched(one)]

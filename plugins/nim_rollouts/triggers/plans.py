@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from nim_rollouts.core.patience import Patience
     from nim_rollouts.core.spent import Part
     from nim_rollouts.core.verdicts import Subject
+    from nim_rollouts.hooks.remains import Cloud
     from nim_rollouts.hooks.session import Session
 
 
@@ -27,6 +28,9 @@ class Plan:
     patience: Patience = field(default_factory=dict)
     #: Deployments without which nothing moves: looked at to say so.
     operators: tuple[Subject, ...] = ()
+    #: What AWS must have none of either, once the objects are gone; and what the deleting stage had named.
+    cloud: Cloud | None = None
+    removed: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def why(self) -> str:
@@ -51,16 +55,18 @@ def plan_for(stage: str, session: Session) -> Plan:
     """The plan of a waiting stage, from the environment, the request and the earlier stages' records."""
     plan = _PLANS[stage](session)
     patience = _patience(plan, session)
-    return replace(plan, patience=patience, operators=_operators(session, _KIND_OF.get(stage))) if patience else plan
+    return replace(plan, patience=patience, operators=operators_of(session, _KIND_OF.get(stage))) if patience else plan
 
 
 def _patience(plan: Plan, session: Session) -> Patience:
-    """What each step may take; nothing where things are to disappear."""
+    """What each step may take; where things are to disappear, how long their controller may be away."""
     from nim_rollouts.core.patience import Step
 
-    if any(subject.absent for subject in plan.subjects) or not plan.subjects:
+    if not plan.subjects:
         return {}
     budgets = session.environment.budgets
+    if any(subject.absent for subject in plan.subjects):
+        return {Step.OPERATOR: budgets.operator_s}
     steps = {
         Step.NODE_LAUNCH: budgets.node_launch_s,
         Step.BINDING: budgets.bind_s,
@@ -73,7 +79,7 @@ def _patience(plan: Plan, session: Session) -> Patience:
     return steps
 
 
-def _operators(session: Session, kind: str | None) -> tuple[Subject, ...]:
+def operators_of(session: Session, kind: str | None) -> tuple[Subject, ...]:
     """The Deployments of the add-on that brings this kind."""
     from nim_rollouts.core.verdicts import Subject
 
@@ -153,17 +159,23 @@ def _after_launch(session: Session, subject: Subject, layer: str, name: str, own
     return Plan((subject,), budgets.node_launch_s + budgets.image_pull_s + own_s, layer, parts)
 
 
-def _gone_after(deleting_stage: str) -> Callable[[Session], Plan]:
+def _gone_after(deleting_stage: str, cloud: str = "") -> Callable[[Session], Plan]:
     def plan(session: Session) -> Plan:
+        from nim_rollouts.hooks.remains import Cloud
+
         session.facts(deleting_stage)
         # Of every try: what an interrupted one had ordered, the next one may not find any more.
-        named = {
-            (one["kind"], one["name"], one.get("uid")): absence(one)
-            for record in session.ledger.records()
-            if record.stage == deleting_stage
-            for one in record.facts.get("removed", ())
-        }
-        return Plan(tuple(named.values()), session.environment.budgets.delete_s, "teardown", budget="budgets.delete_s")
+        records = [one for one in session.ledger.records() if one.stage == deleting_stage]
+        removed = tuple(one for record in records for one in record.facts.get("removed", ()))
+        named = {(one["kind"], one["name"], one.get("uid")): absence(one) for one in removed}
+        return Plan(
+            tuple(named.values()),
+            session.environment.budgets.delete_s,
+            "teardown",
+            budget="budgets.delete_s",
+            cloud=Cloud[cloud] if cloud else None,
+            removed=removed,
+        )
 
     return plan
 
@@ -176,13 +188,20 @@ def absence(one: Mapping[str, Any]) -> Subject:
 
 
 #: The custom kind that a stage waits for, by its definition's name.
-_KIND_OF = {"wait_cache": "nimcaches.apps.nvidia.com", "wait_service": "nimservices.apps.nvidia.com"}
+_KIND_OF = {
+    "wait_cache": "nimcaches.apps.nvidia.com",
+    "wait_service": "nimservices.apps.nvidia.com",
+    "wait_services_gone": "nimservices.apps.nvidia.com",
+    "wait_caches_gone": "nimcaches.apps.nvidia.com",
+    "wait_nodes_gone": "nodepools.karpenter.sh",
+}
 _PLANS: dict[str, Callable[[Session], Plan]] = {
     "wait_platform": _platform,
     "wait_cache": _cache,
     "wait_service": _service,
     "wait_benchmark": _benchmark,
     "wait_services_gone": _gone_after("delete_services"),
-    "wait_caches_gone": _gone_after("delete_caches"),
-    "wait_nodes_gone": _gone_after("list_nodes"),
+    "wait_caches_gone": _gone_after("delete_caches", "ACCESS_POINTS"),
+    "wait_nodes_gone": _gone_after("delete_node_pools", "INSTANCES"),
+    "wait_network_free": _gone_after("free_network", "BALANCERS"),
 }

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from nim_rollouts.clients.access import ClusterAccess
+    from nim_rollouts.clients.remains import Remain
     from nim_rollouts.hooks.session import Session
     from nim_rollouts.triggers.notes import Timeline
     from nim_rollouts.triggers.plans import Plan
@@ -99,7 +100,7 @@ class WaitTrigger(BaseTrigger):
 
         try:
             if access is None:
-                self.log.info("there is no cluster: nothing to wait for")
+                self.log.info("there is no cluster: nothing to wait for in it")
                 outcome = Outcome([])
             else:
                 self._say_deadline(plan, started)
@@ -109,18 +110,35 @@ class WaitTrigger(BaseTrigger):
                     outcome = await watch_until(access, plan, started=begun, say=self.log.info, hangs=notes.take)
                 finally:
                     await notes.written()
+            remaining = await self._remaining(plan, started, access) if outcome.reached else None
         except Exception as error:
             # Airflow would fail the task without a word of why; so it is told, recorded and tried again as any other.
             self.log.error("the wait broke: %s", one_line(error), exc_info=not isinstance(error, NimRolloutsError))
             yield TriggerEvent({"error": as_facts(error), "final": not is_retryable(error)})
             return
         waited = round((datetime.now(UTC) - started).total_seconds(), 1)
-        yield TriggerEvent({**outcome.to_dict(), "started_at": started.isoformat(), "waited_s": waited})
+        told = {**outcome.to_dict(), "started_at": started.isoformat(), "waited_s": waited}
+        yield TriggerEvent(told | ({"remaining": len(remaining)} if remaining else {}))
+
+    async def _remaining(self, plan: Plan, started: datetime, access: ClusterAccess | None) -> list[Remain]:
+        """What AWS has left of it when its time is over, or when waiting is of no use."""
+        if plan.cloud is None:
+            return []
+        from nim_rollouts.hooks.remains import look
+        from nim_rollouts.triggers.cloud import until_nothing_remains
+
+        session, cloud = await asyncio.to_thread(self._session), plan.cloud
+        until = _in_time(plan, started) + timedelta(seconds=plan.deadline_s)
+        every = session.environment.policies.cloud_look_s
+        return await until_nothing_remains(
+            lambda: look(session, cloud, plan.removed), str(cloud),
+            until=until, every_s=every, attended=access is not None, say=self.log.info,
+        )  # fmt: skip
 
     def _say_deadline(self, plan: Plan, started: datetime) -> None:
         """How long the wait may take, and why."""
         spent = (datetime.now(UTC) - started).total_seconds()
-        what = ", ".join(subject.ref for subject in plan.subjects)
+        what = ", ".join([*(subject.ref for subject in plan.subjects), *([str(plan.cloud)] if plan.cloud else [])])
         begun = f"; it began {spent:.0f} s ago, before a retry or a restart" if spent > _NEW_S else ""
         self.log.info("waiting for %s, at most %d s (%s)%s", what, plan.deadline_s, plan.why or plan.layer, begun)
 
@@ -174,7 +192,7 @@ class WaitTrigger(BaseTrigger):
         session.check_deployment_claim()
         plan = plan_for(self.stage, session)
         started = self._started(session)
-        if not plan.subjects:
+        if not plan.subjects and plan.cloud is None:
             return plan, None, started
         try:
             return plan, session.shared_access, started

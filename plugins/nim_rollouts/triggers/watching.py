@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from nim_rollouts.clients.watch import Watch
 from nim_rollouts.core.diagnosis import layer_of
+from nim_rollouts.core.finalizers import hanging
 from nim_rollouts.core.patience import Patience, borne, spent_at, without_operator
 from nim_rollouts.core.verdicts import Snapshot, State, Subject, Verdict, deployment
+from nim_rollouts.core.verdicts.objects import find
 from nim_rollouts.triggers.notes import Timeline
 from nim_rollouts.triggers.plans import Plan
 
@@ -83,11 +85,16 @@ def judge_all(
 ) -> list[tuple[Subject, Verdict]]:
     """The verdict on each subject from the snapshot of its namespace; of what hangs or cannot come, with its layer."""
     pairs = []
-    missing = (deployment.away(snapshots[one.namespace], one.name) for one in operators)
-    away = next((blocker for blocker in missing if blocker is not None), None)
+    blockers = [deployment.away(snapshots[one.namespace], one.name) for one in operators]
+    away = next((blocker for blocker in blockers if blocker is not None), None)
+    missing = [one.name for one in operators if find(snapshots[one.namespace], "Deployment", one.name) is None]
     for subject in subjects:
         objects = snapshots[subject.namespace]
-        verdict = without_operator(subject.judge(objects, now), away)
+        verdict = subject.judge(objects, now)
+        if subject.absent:
+            verdict = hanging(verdict, find(objects, subject.kind, subject.name), missing, away)
+        else:
+            verdict = without_operator(verdict, away)
         if verdict.blocker is not None or verdict.state in (State.FAILED, State.STUCK):
             verdict = replace(verdict, layer=str(layer_of(subject.kind, subject.name, verdict, objects)))
         pairs.append((subject, verdict))

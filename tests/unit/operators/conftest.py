@@ -251,3 +251,5 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
             world.cluster.log.append(f"gone {subject.ref}")
 
     monkeypatch.setattr("nim_rollouts.operators.model.wait_gone", gone)
+    # There is no AWS either, with anything in it.
+    monkeypatch.setattr("nim_rollouts.hooks.remains.look", lambda session, cloud, removed: [])

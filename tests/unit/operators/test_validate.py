@@ -14,6 +14,7 @@ from nim_rollouts.clients.ngc import Digest
 from nim_rollouts.core.errors import (
     ClaimHeld,
     GpuFit,
+    NeedsHumanError,
     NgcImageNotFound,
     NgcKeyError,
     NgcUnavailable,
@@ -203,10 +204,61 @@ def test_a_teardown_that_contradicts_itself_is_refused(
 ) -> None:
     operator = ValidateTeardownOperator(task_id="validate")
     world.prepared(operator, monkeypatch)
-    operator.deployment, operator.scope = deployment, scope
+    operator.deployment, operator.scope, operator.confirm = deployment, scope, ENVIRONMENT
     with pytest.raises(SpecError, match=text):
         operator.execute(world.context("validate"))
     assert claimed(world) == []
+
+
+@pytest.mark.parametrize(
+    ("scope", "confirm", "protected", "reason"),
+    [
+        ("platform", "", False, "confirm-missing"),
+        ("everything", "", False, "confirm-missing"),
+        ("everything", "nvidia-nim-eks", False, "confirm-missing"),
+        ("everything", ENVIRONMENT, True, "environment-protected"),
+        ("platform", ENVIRONMENT, True, "environment-protected"),
+        ("deployment", "", True, None),
+        ("everything", ENVIRONMENT, False, None),
+    ],
+)
+def test_more_than_one_deployment_wants_the_name_typed_and_no_protection(
+    world: World, monkeypatch: pytest.MonkeyPatch, scope: str, confirm: str, protected: bool, reason: str | None
+) -> None:
+    _tools_are_there(monkeypatch)
+    monkeypatch.setattr("nim_rollouts.hooks.runs.is_ended", lambda holder: False)
+    file = world.include.root / "environments" / f"{ENVIRONMENT}.yaml"
+    file.write_text(file.read_text() + f"policies: {{protected: {str(protected).lower()}}}\n")
+    operator = ValidateTeardownOperator(task_id="validate")
+    world.prepared(operator, monkeypatch)
+    operator.deployment = DEPLOYMENT if scope == "deployment" else ""
+    operator.scope, operator.confirm = scope, confirm
+    if reason is None:
+        operator.execute(world.context("validate"))
+        assert claimed(world) != []
+        return
+    with pytest.raises(NeedsHumanError) as told:
+        operator.execute(world.context("validate"))
+    assert told.value.reason == reason
+    assert claimed(world) == [], "refused before any claim"
+    if protected:
+        assert f"include/environments/{ENVIRONMENT}.yaml" in told.value.hint
+
+
+@pytest.mark.parametrize("held", ["environment", "deployment"])
+def test_a_teardown_does_not_begin_beside_a_live_run(world: World, monkeypatch: pytest.MonkeyPatch, held: str) -> None:
+    _tools_are_there(monkeypatch)
+    monkeypatch.setattr("nim_rollouts.hooks.runs.is_ended", lambda holder: False)
+    store = world.session().store
+    scope = {"environment": claims.environment_scope(ENVIRONMENT),
+             "deployment": claims.deployment_scope(ENVIRONMENT, DEPLOYMENT)}[held]  # fmt: skip
+    claims.acquire(store, scope, claims.Holder("nim_deploy", "manual__0"), is_ended=lambda _: False)
+    operator = ValidateTeardownOperator(task_id="validate")
+    world.prepared(operator, monkeypatch)
+    operator.deployment, operator.scope, operator.confirm = "", "everything", ENVIRONMENT
+    with pytest.raises(ClaimHeld, match="nim_deploy / manual__0"):
+        operator.execute(world.context("validate"))
+    assert [claims.held_by(store, key).run_id for key in claimed(world)] == ["manual__0"], "it took none of the others"
 
 
 def test_a_teardown_without_its_tools_is_refused_before_anything_is_deleted(
@@ -216,7 +268,7 @@ def test_a_teardown_without_its_tools_is_refused_before_anything_is_deleted(
     monkeypatch.setattr("nim_rollouts.clients.helm.find_binary", _refusing(ToolMissing("helm is missing")))
     operator = ValidateTeardownOperator(task_id="validate")
     world.prepared(operator, monkeypatch)
-    operator.deployment, operator.scope = "", "platform"
+    operator.deployment, operator.scope, operator.confirm = "", "platform", ENVIRONMENT
     with pytest.raises(ToolMissing):
         operator.execute(world.context("validate"))
     assert claimed(world) == []
@@ -261,7 +313,7 @@ def test_a_teardown_of_the_platform_claims_all_of_it(world: World, monkeypatch: 
     claims.release(store, forgotten)
     operator = ValidateTeardownOperator(task_id="validate")
     world.prepared(operator, monkeypatch)
-    operator.deployment, operator.scope = "", "platform"
+    operator.deployment, operator.scope, operator.confirm = "", "platform", ENVIRONMENT
     operator.execute(world.context("validate"))
     facts = world.session(deployment="").facts("validate")
     assert facts["deployments"]["retired"] == 2, "one whose file is gone is claimed too"

@@ -165,7 +165,7 @@ def test_what_a_stuck_wait_says_was_spent_is_of_its_own_deadline(
 def test_every_wait_has_a_deadline_with_a_reason_within_airflows_own(world: World) -> None:
     """Airflow's bound says nothing about why: it must never be the first."""
     world.accepted()
-    for stage in ("delete_services", "delete_caches", "list_nodes"):
+    for stage in ("delete_services", "delete_caches", "delete_node_pools"):
         world.session().ledger.record(stage, 1, "result", {"removed": []})
     for stage in ("wait_platform", "wait_cache", "wait_service", "wait_benchmark", "wait_services_gone"):
         plan = plan_for(stage, world.session())

@@ -1,0 +1,137 @@
+"""What AWS still has of something that went in Kubernetes, seen by boto3: access points, instances, load balancers.
+
+No Kubernetes object tells of these once their own object is gone; a driver or controller that died half-way, or that
+was not there at all, leaves them on the bill. Blocking; reads only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+# DescribeTags of Elastic Load Balancing takes so many names at a time.
+_TAGS_AT_ONCE = 20
+_CLASSIC, _CONTROLLER = "kubernetes.io/cluster/{}", "elbv2.k8s.aws/cluster"
+
+
+@dataclass(frozen=True)
+class Remain:
+    """One thing that is still there. `going`: AWS is already removing it, without anybody's help."""
+
+    kind: str
+    id: str
+    detail: str = ""
+    going: bool = False
+
+    @property
+    def text(self) -> str:
+        """For a person."""
+        return f"{self.kind} {self.id}" + (f" ({self.detail})" if self.detail else "")
+
+
+def file_systems(efs: Any, tag: str, value: str) -> list[str]:
+    """Ids of the file systems that carry the tag."""
+    wanted = {"Key": tag, "Value": value}
+    pages = efs.get_paginator("describe_file_systems").paginate()
+    return [one["FileSystemId"] for page in pages for one in page["FileSystems"] if wanted in one.get("Tags", ())]
+
+
+def access_points(efs: Any, on: Collection[str], known: Collection[str] = ()) -> list[Remain]:
+    """Access points on these file systems, and those of the known ids that are left.
+
+    :param on: file system ids
+    :param known: `fs-...::fsap-...`, as a volume's handle names file system and access point
+    """
+    found: dict[str, Remain] = {}
+    wanted = {point for _, _, point in (handle.partition("::") for handle in known) if point}
+    holders = {handle.partition("::")[0] for handle in known} | set(on)
+    for file_system in sorted(holders):
+        for one in _points_of(efs, file_system):
+            point, state = one["AccessPointId"], str(one.get("LifeCycleState"))
+            if state != "deleted" and (file_system in on or point in wanted):
+                detail = f"on {file_system}, {state}"
+                found[point] = Remain("EFS access point", point, detail, going=state == "deleting")
+    return sorted(found.values(), key=lambda one: one.id)
+
+
+def instances(ec2: Any, cluster: str) -> list[Remain]:
+    """Instances that Karpenter launched for this cluster and that are not terminated."""
+    filters = [
+        {"Name": f"tag:{_CLASSIC.format(cluster)}", "Values": ["owned"]},
+        {"Name": "tag-key", "Values": ["karpenter.sh/nodepool"]},
+        {"Name": "instance-state-name", "Values": ["pending", "running", "shutting-down", "stopping", "stopped"]},
+    ]
+    pages = ec2.get_paginator("describe_instances").paginate(Filters=filters)
+    found = []
+    for one in (one for page in pages for group in page["Reservations"] for one in group["Instances"]):
+        state = one["State"]["Name"]
+        detail = f"{one.get('InstanceType')}, node pool {_tags(one).get('karpenter.sh/nodepool')}, {state}"
+        found.append(Remain("instance", one["InstanceId"], detail, going=state == "shutting-down"))
+    return found
+
+
+def balancers(elbv2: Any, elb: Any, cluster: str) -> list[Remain]:
+    """Load balancers that a controller made for this cluster: by the tags of either of the two that there are."""
+    found = []
+    for page in elbv2.get_paginator("describe_load_balancers").paginate():
+        names = {one["LoadBalancerArn"]: one for one in page["LoadBalancers"]}
+        for arns in _chunks(sorted(names)):
+            for one in elbv2.describe_tags(ResourceArns=arns)["TagDescriptions"]:
+                if _is_of(cluster, _tags(one)):
+                    it = names[one["ResourceArn"]]
+                    found.append(Remain("load balancer", it["LoadBalancerName"], f"{it.get('Type')}, {_for(one)}"))
+    for page in elb.get_paginator("describe_load_balancers").paginate():
+        for arns in _chunks([one["LoadBalancerName"] for one in page["LoadBalancerDescriptions"]]):
+            for one in elb.describe_tags(LoadBalancerNames=arns)["TagDescriptions"]:
+                if _is_of(cluster, _tags(one)):
+                    found.append(Remain("load balancer", one["LoadBalancerName"], f"classic, {_for(one)}"))
+    return found
+
+
+def balancer_interfaces(ec2: Any, vpcs: Collection[str]) -> list[Remain]:
+    """Network interfaces of load balancers in these VPCs. AWS removes them itself, some time after the balancer."""
+    if not vpcs:
+        return []
+    filters = [{"Name": "vpc-id", "Values": sorted(vpcs)}]
+    pages = ec2.get_paginator("describe_network_interfaces").paginate(Filters=filters)
+    return [
+        Remain("network interface", one["NetworkInterfaceId"], str(one["Description"]), going=True)
+        for page in pages
+        for one in page["NetworkInterfaces"]
+        if str(one.get("Description") or "").startswith("ELB ")
+    ]
+
+
+def vpcs(ec2: Any, tag: str, value: str) -> list[str]:
+    """Ids of the VPCs that carry the tag."""
+    pages = ec2.get_paginator("describe_vpcs").paginate(Filters=[{"Name": f"tag:{tag}", "Values": [value]}])
+    return [one["VpcId"] for page in pages for one in page["Vpcs"]]
+
+
+def _points_of(efs: Any, file_system: str) -> Iterator[dict[str, Any]]:
+    try:
+        for page in efs.get_paginator("describe_access_points").paginate(FileSystemId=file_system):
+            yield from page["AccessPoints"]
+    except efs.exceptions.FileSystemNotFound:
+        return
+
+
+def _is_of(cluster: str, tags: dict[str, str]) -> bool:
+    return tags.get(_CONTROLLER) == cluster or _CLASSIC.format(cluster) in tags
+
+
+def _for(described: dict[str, Any]) -> str:
+    """Which object asked for it: both controllers write it down."""
+    tags = _tags(described)
+    names = ("kubernetes.io/service-name", "service.k8s.aws/stack", "ingress.k8s.aws/stack")
+    return f"of {next((tags[name] for name in names if name in tags), 'nobody named')}"
+
+
+def _tags(described: dict[str, Any]) -> dict[str, str]:
+    return {tag["Key"]: tag.get("Value", "") for tag in described.get("Tags") or ()}
+
+
+def _chunks(names: list[str]) -> Iterator[list[str]]:
+    for begin in range(0, len(names), _TAGS_AT_ONCE):
+        yield names[begin : begin + _TAGS_AT_ONCE]

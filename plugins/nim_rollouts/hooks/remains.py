@@ -1,0 +1,99 @@
+"""What AWS still has, of a step of a teardown: for a wait's trigger (in a thread) and for its worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from nim_rollouts.clients import remains
+from nim_rollouts.clients.remains import Remain
+from nim_rollouts.core.errors import InventoryUnknown
+from nim_rollouts.core.teardown import Scope
+from nim_rollouts.hooks.session import Session
+
+TAG = "nim-rollouts/environment"
+
+
+class Cloud(StrEnum):
+    """What to look for. The values are what a wait's log shows."""
+
+    ACCESS_POINTS = "EFS access points"
+    INSTANCES = "instances of Karpenter's"
+    BALANCERS = "load balancers and their network interfaces"
+
+    @property
+    def remedy(self) -> str:
+        """What a person does about what does not go."""
+        return _REMEDIES[self]
+
+
+def look(session: Session, cloud: Cloud, removed: Sequence[Mapping[str, Any]]) -> list[Remain]:
+    """What is still there; empty when nothing is.
+
+    :param removed: what the deleting stage had named
+    :raises InventoryUnknown: AWS does not tell, and unknown is not empty
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    region = session.environment.region
+    try:
+        return _LOOKS[cloud](session, removed)
+    except (BotoCoreError, ClientError) as error:
+        raise InventoryUnknown(
+            f"AWS does not tell about {cloud} in {region}: {error}",
+            hint="Grant the worker's role the reading call, or wait for AWS, and clear this task",
+        ) from error
+
+
+def _scope(session: Session) -> Scope:
+    """A run that is not known to take more takes one deployment."""
+    return Scope((session.ledger.read("validate", "result") or {}).get("scope", Scope.DEPLOYMENT))
+
+
+def _access_points(session: Session, removed: Sequence[Mapping[str, Any]]) -> list[Remain]:
+    """Of one deployment those of its volumes; of more, all on the environment's file systems."""
+    known = [str(one["handle"]) for one in removed if one.get("handle")]
+    whole = _scope(session) is not Scope.DEPLOYMENT
+    if not known and not whole:
+        return []
+    efs = _client(session, "efs")
+    on = remains.file_systems(efs, TAG, session.environment.name) if whole else []
+    return remains.access_points(efs, on, known)
+
+
+def _instances(session: Session, removed: Sequence[Mapping[str, Any]]) -> list[Remain]:
+    if _scope(session) is Scope.DEPLOYMENT:
+        return []
+    return remains.instances(_client(session, "ec2"), session.environment.cluster.name)
+
+
+def _balancers(session: Session, removed: Sequence[Mapping[str, Any]]) -> list[Remain]:
+    """Nothing where the network stays: those of others stay with it."""
+    if _scope(session) is not Scope.EVERYTHING:
+        return []
+    ec2 = _client(session, "ec2")
+    ours = remains.vpcs(ec2, TAG, session.environment.name)
+    found = remains.balancers(_client(session, "elbv2"), _client(session, "elb"), session.environment.cluster.name)
+    return [*found, *remains.balancer_interfaces(ec2, ours)]
+
+
+def _client(session: Session, service: str) -> Any:
+    from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
+
+    environment = session.environment
+    return AwsBaseHook(
+        aws_conn_id=environment.aws_conn_id, client_type=service, region_name=environment.region
+    ).get_conn()
+
+
+_LOOKS: dict[Cloud, Callable[[Session, Sequence[Mapping[str, Any]]], list[Remain]]] = {
+    Cloud.ACCESS_POINTS: _access_points,
+    Cloud.INSTANCES: _instances,
+    Cloud.BALANCERS: _balancers,
+}
+_REMEDIES = {
+    Cloud.ACCESS_POINTS: "See in the log of the EFS CSI controller why it does not delete them, or delete them in EFS",
+    Cloud.INSTANCES: "See in Karpenter's log why it does not end them; without a Karpenter terminate them in EC2",
+    Cloud.BALANCERS: "Find out who made them; without their controller delete the load balancers in EC2",
+}

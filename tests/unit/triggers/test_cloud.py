@@ -1,0 +1,158 @@
+"""Looking at AWS now and then: until nothing is left, until the deadline, and not when nobody would remove anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nim_rollouts.clients.remains import Remain
+from nim_rollouts.core.errors import InventoryUnknown, LeftoversFound, TransientError
+from nim_rollouts.hooks.remains import Cloud, look
+from nim_rollouts.operators.waits import WaitGoneOperator
+from nim_rollouts.triggers.cloud import until_nothing_remains
+from nim_rollouts.triggers.plans import plan_for
+from nim_rollouts.triggers.watching import Outcome
+from tests.unit.operators.conftest import World
+from tests.unit.triggers.test_end_of_a_wait import finish
+from tests.unit.triggers.test_wait import event, trigger, waiting  # noqa: F401
+
+RUNNING = Remain("instance", "i-1", "m5.large, running")
+GOING = Remain("instance", "i-1", "m5.large, shutting-down", going=True)
+
+
+async def looked(
+    answers: list[Any], *, seconds: float = 60.0, attended: bool = True, every_s: float = 0.01
+) -> tuple[list[Remain], list[str], int]:
+    """(what is left, what was said, how often it was looked)."""
+    said: list[str] = []
+    asked = 0
+
+    def one() -> list[Remain]:
+        nonlocal asked
+        answer = answers[min(asked, len(answers) - 1)]
+        asked += 1
+        if isinstance(answer, Exception):
+            raise answer
+        return list(answer)
+
+    until = datetime.now(UTC) + timedelta(seconds=seconds)
+    left = await until_nothing_remains(
+        one, "instances", until=until, every_s=every_s, attended=attended, say=said.append
+    )
+    return left, said, asked
+
+
+async def test_it_looks_until_nothing_is_left_and_says_what_changes() -> None:
+    left, said, asked = await looked([[RUNNING], [RUNNING], [GOING], []])
+    assert (left, asked) == ([], 4)
+    assert [line.split(" [")[0] for line in said] == [
+        "instances still there: instance i-1 (m5.large, running)",
+        "instances still there: instance i-1 (m5.large, shutting-down)",
+        "instances: none is left",
+    ]
+
+
+async def test_at_the_deadline_it_says_what_is_left() -> None:
+    left, _, asked = await looked([[RUNNING]], seconds=0.05, every_s=10)
+    assert left == [RUNNING]
+    assert asked == 2, "once at the beginning, once at the deadline, not ten seconds after it"
+
+
+async def test_where_nobody_removes_it_nobody_waits_for_it() -> None:
+    left, _, asked = await looked([[RUNNING], []], attended=False)
+    assert (left, asked) == ([RUNNING], 1)
+    left, _, asked = await looked([[GOING], []], attended=False)
+    assert (left, asked) == ([], 2), "what AWS is removing goes by itself"
+
+
+async def test_an_aws_that_does_not_tell_is_asked_again_and_is_never_an_empty_one() -> None:
+    left, said, _ = await looked([InventoryUnknown("throttled"), []])
+    assert left == [] and "cannot look" in said[0]
+    with pytest.raises(InventoryUnknown):
+        await looked([InventoryUnknown("throttled")], seconds=0.02)
+
+
+# --- in a wait ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def down(waiting: World, monkeypatch: pytest.MonkeyPatch) -> World:  # noqa: F811
+    ledger = waiting.session().ledger
+    ledger.record("validate", 1, "result", {"scope": "everything", "deployments": {}})
+    ledger.record("delete_node_pools", 1, "result", {"removed": []})
+
+    async def watch(*_: Any, **__: Any) -> Outcome:
+        return Outcome([])
+
+    monkeypatch.setattr("nim_rollouts.triggers.watching.watch_until", watch)
+    return waiting
+
+
+def shows(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], list[Remain]]) -> None:
+    monkeypatch.setattr("nim_rollouts.hooks.remains.look", lambda *_: answer())
+
+
+async def test_nodes_are_gone_when_their_instances_are(down: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = down.include.root / "environments" / "test.yaml"
+    file.write_text(file.read_text() + "policies: {cloud_look_s: 1}\n")
+    assert plan_for("wait_nodes_gone", down.session()).cloud is Cloud.INSTANCES
+    answers = [[GOING], []]
+    shows(monkeypatch, lambda: answers.pop(0) if answers else [])
+    told = await asyncio.wait_for(event(trigger("wait_nodes_gone")), 10)
+    assert (told["reached"], told.get("remaining")) == (True, None)
+    finish(down, WaitGoneOperator(task_id="wait_nodes_gone"), told, monkeypatch)
+
+
+async def test_an_instance_that_stays_fails_the_wait_and_is_named(down: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    shows(monkeypatch, lambda: [RUNNING])
+    monkeypatch.setattr("nim_rollouts.triggers.plans.plan_for", _with_deadline(0))
+    told = await asyncio.wait_for(event(trigger("wait_nodes_gone")), 10)
+    assert told["remaining"] == 1
+    with pytest.raises(LeftoversFound, match=r"i-1 \(m5.large, running\)") as failed:
+        finish(down, WaitGoneOperator(task_id="wait_nodes_gone"), told, monkeypatch)
+    assert "terminate them in EC2" in failed.value.hint
+
+
+def test_what_comes_back_between_the_two_looks_is_waited_for_again(
+    down: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shows(monkeypatch, lambda: [RUNNING])
+    with pytest.raises(TransientError, match="shows again"):
+        finish(down, WaitGoneOperator(task_id="wait_nodes_gone"), Outcome([]).to_dict(), monkeypatch)
+
+
+def _with_deadline(seconds: int) -> Any:
+    from dataclasses import replace
+
+    return lambda stage, session: replace(plan_for(stage, session), deadline_s=seconds)
+
+
+def test_an_aws_error_is_unknown_and_not_empty(down: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore.exceptions import ClientError
+
+    def refused(*_: Any) -> Any:
+        raise ClientError({"Error": {"Code": "UnauthorizedOperation", "Message": "no"}}, "DescribeInstances")
+
+    monkeypatch.undo()
+    monkeypatch.setattr("nim_rollouts.hooks.remains._client", lambda *_: SimpleNamespace(get_paginator=refused))
+    with pytest.raises(InventoryUnknown, match="UnauthorizedOperation"):
+        look(down.session(), Cloud.INSTANCES, [])
+
+
+def test_of_one_deployment_no_instance_and_no_balancer_is_asked_for(
+    down: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+
+    def asked(*_: Any) -> Any:
+        raise AssertionError("AWS was asked")
+
+    monkeypatch.setattr("nim_rollouts.hooks.remains._client", asked)
+    down.session().ledger.record("validate", 2, "result", {"scope": "deployment", "deployments": {}})
+    for cloud in Cloud:
+        assert look(down.session(), cloud, []) == []
