@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from nim_rollouts.core.cost import sizes
+
 if TYPE_CHECKING:
     from nim_rollouts.clients.terraform_events import Progress
 
