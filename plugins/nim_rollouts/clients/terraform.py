@@ -72,6 +72,8 @@ class Terraform(TerraformRunner):
         self.plugin_dir = Path(plugin_dir) if plugin_dir else find_plugin_dir(self.env | dict(env))
         self.plan_file = self.work_dir / "plan.tfplan"
         self._summary_file = self.work_dir / "plan.summary.json"
+        #: The state of an earlier apply that this object has uploaded in its place.
+        self.brought_home: StateMark | None = None
         #: The last plan as `show` tells it, if it was looked into.
         self.shown: dict[str, Any] = {}
 
@@ -120,7 +122,7 @@ class Terraform(TerraformRunner):
         os.chmod(self.plan_file, 0o600)
         summary = from_events(progress, checksum=checksum(self.plan_file), plan_file=str(self.plan_file))
         mark = self._state_of_plan()
-        summary = replace(summary, lineage=mark.lineage, serial=mark.serial)
+        summary = replace(summary, lineage=mark.lineage, serial=mark.serial, destruction=destroy)
         if explain or (explain is None and summary.destructive and not destroy):
             self.shown = self.show()
             summary = explained(summary, self.shown)
@@ -248,6 +250,7 @@ class Terraform(TerraformRunner):
                 reason="state-not-uploaded",
                 hint="Compare it with `terraform state pull` and push the right one by hand, then remove the file",
             ) from error
+        self.brought_home = _mark(json.loads(left.read_text()))
         left.rename(left.with_suffix(f".tfstate.{int(time.time())}"))
 
     def _state_of_plan(self) -> StateMark:

@@ -41,6 +41,7 @@ class TerraformStage(StageOperator):
         more = {} if purpose is None else {"purpose": purpose}
         self._terraform = open_terraform(environment, stage.session.include, stage.log.info, **more)
         self._terraform.owner = {"run": stage.session.run_id, "task": stage.name, "try": stage.try_number}
+        self._terraform.holders = lambda: _elsewhere(stage)
         self._terraform.init(backend(environment), **({} if lock_file is None else {"lock_file": lock_file}))
         return self._terraform
 
@@ -102,7 +103,7 @@ class TerraformApplyOperator(TerraformStage):
                 if error.reason != "plan-stale":
                     raise
                 # None of our tries has begun to apply it: it was not us.
-                raise _moved("it has changed since it was planned on") from error
+                raise planning.state_moved("it has changed since it was planned on") from error
 
     def _apply(self, stage: Stage, terraform: Terraform, plan: PlanSummary, file: Path | None = None) -> Facts:
         """Apply, and write down which state is left, however that ends."""
@@ -122,13 +123,9 @@ class TerraformApplyOperator(TerraformStage):
         base = (approved.lineage, approved.serial or 0)
         why = planning.moved_by_another(now, base, told, held=terraform.released_own_lock)
         if why is not None:
-            raise _moved(why)
+            raise planning.state_moved(why)
         if beyond := plan.beyond(approved.changes):
-            raise TerraformFailed(
-                f"what is left to do is not what was planned: {', '.join(f'{one[1]} {one[0]}' for one in beyond)}",
-                reason="plan-changed",
-                hint="Clear the terraform_plan task and those after it, and look at the new plan",
-            )
+            raise planning.plan_changed(beyond)
         more = {"checksum": approved.checksum, "replanned": plan.text()}
         if not plan.has_changes:
             return self._facts(approved, None) | more | {"state_serial": plan.serial}
@@ -154,21 +151,22 @@ class TerraformApplyOperator(TerraformStage):
         worker was gone by then."""
         applied = {plan.checksum}
         found = set()
-        for one in stage.session.ledger.records():
-            if one.stage != stage.name:
-                continue
+        for one in stage.session.ledger.records(stage.name):
             if one.kind == INTENT and one.facts.get("checksum") == plan.checksum:
                 applied.add(str(one.facts.get("applies")))
             if one.kind == LEFT:
                 found.add((str(one.facts["checksum"]), (str(one.facts["lineage"]), int(one.facts["serial"]))))
         marks = {mark for checksum, mark in found if checksum in applied}
         noted = terraform.left()
-        return marks | ({(noted.lineage, noted.serial)} if noted and noted.checksum in applied else set())
+        if noted is not None and noted.checksum in applied:
+            marks.add((noted.lineage, noted.serial))
+        if (home := terraform.brought_home) is not None:
+            marks.add((home.lineage, home.serial))
+        return marks
 
     @staticmethod
     def _was_started(stage: Stage, plan: PlanSummary) -> bool:
-        records = stage.session.ledger.records()
-        mine = [one for one in records if one.stage == stage.name and one.kind in (INTENT, RESULT)]
+        mine = [one for one in stage.session.ledger.records(stage.name) if one.kind in (INTENT, RESULT)]
         return any(one.facts.get("checksum") == plan.checksum for one in mine)
 
     @staticmethod
@@ -267,15 +265,19 @@ def lock_key(plan: str) -> str:
     return plan.removesuffix(".tfplan") + ".lock.hcl"
 
 
+def _elsewhere(stage: Stage) -> dict[str, str]:
+    """Workers of this run's earlier tries, other than this one, and why a lock of theirs is left alone."""
+    from nim_rollouts.clients.terraform_locks import whoami
+
+    found = {}
+    for one in stage.session.ledger.records():
+        if one.kind == INTENT and (who := one.facts.get("who")) and who != whoami():
+            found[str(who)] = (
+                f"there try {one.try_number} of {one.stage} of this run has worked (pid {one.facts.get('pid')});"
+                " from here nobody can see whether its terraform, which outlives its worker, still runs"
+            )
+    return found
+
+
 def _policy(stage: Stage) -> str:
     return str(stage.session.environment.policies.approval)
-
-
-def _moved(why: str) -> NeedsHumanError:
-    return NeedsHumanError(
-        f"the state is not the one that this run left: {why}",
-        layer="terraform",
-        reason="state-moved",
-        hint="Somebody else has applied since. Clear terraform_plan and the tasks after it: the new plan shows what is"
-        " left to do now",
-    )
