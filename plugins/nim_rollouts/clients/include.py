@@ -6,6 +6,7 @@ import difflib
 import os
 from pathlib import Path
 
+from nim_rollouts.core.cost import PriceTable, load_prices
 from nim_rollouts.core.errors import ManifestError, SpecError, UnknownDeployment, UnknownEnvironment
 from nim_rollouts.core.spec import Deployment, Environment, load_deployment, load_environment
 
@@ -54,6 +55,16 @@ class Include:
         """
         text = self._text("environments", name, UnknownEnvironment)
         return load_environment(name, text, f"include/environments/{name}.yaml")
+
+    def prices(self, region: str) -> PriceTable | None:
+        """The region's price table; None where there is none.
+
+        :raises SpecError: the file cannot be accepted, with file and line
+        """
+        if region not in self._names("prices"):
+            return None
+        relative = f"prices/{region}.yaml"
+        return load_prices(self.path(relative).read_text(), f"include/{relative}", region)
 
     def templates(self) -> dict[str, str]:
         """The manifests, file name -> text."""

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from nim_rollouts.core.cost import sizes
+
 if TYPE_CHECKING:
     from nim_rollouts.clients.terraform_events import Progress
 
@@ -41,7 +43,7 @@ class PlanSummary:
     `details`: one entry a change: `address`, `action`, `type` of resource, `reason` (a slug of terraform's, or empty)
     and `forced_by`: the attributes that cannot change in place (only where the plan was looked into).
     `lineage`, `serial`: the state that the plan starts from; serial 0 where there was none. `imports`: addresses of
-    what exists already and is taken over into the state.
+    what exists already and is taken over into the state. `sizes`: of node groups (only where it was looked into).
     """
 
     changes: list[Change]
@@ -58,6 +60,7 @@ class PlanSummary:
     lineage: str = ""
     serial: int | None = None
     imports: list[str] = field(default_factory=list)
+    sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -182,10 +185,10 @@ def from_events(progress: Progress, *, checksum: str, plan_file: str) -> PlanSum
 
 
 def explained(summary: PlanSummary, shown: dict[str, Any]) -> PlanSummary:
-    """The same summary, with the attributes that force each replacement."""
+    """The same summary, with the attributes that force each replacement, and what a price needs to know."""
     forced = {one["address"]: _forced(one) for one in shown.get("resource_changes", [])}
     details = [{**one, "forced_by": forced.get(one["address"], [])} for one in summary.details]
-    return replace(summary, details=details)
+    return replace(summary, details=details, sizes=sizes(shown))
 
 
 def planned_values(shown: dict[str, Any]) -> dict[str, Any]:
