@@ -8,6 +8,7 @@ from __future__ import annotations
 from airflow.sdk import DAG, Param, TriggerRule
 
 from nim_rollouts.lineage.assets import stage_asset
+from nim_rollouts.operators.approval import ApprovePlanOperator
 from nim_rollouts.operators.base import DEFAULT_ARGS
 from nim_rollouts.operators.benchmark import ApplyBenchmarkOperator, JudgeOperator
 from nim_rollouts.operators.decide import ConcludeOperator, PromoteOperator, RejectOperator
@@ -60,6 +61,8 @@ with DAG(
 ) as dag:
     validate = ValidateOperator(task_id="validate")
     plan = TerraformPlanOperator(task_id="terraform_plan")
+    # A no, or silence, skips all that follows but `conclude`, and the run ends well: nothing was changed.
+    approve = ApprovePlanOperator(task_id="approve_plan")
     apply = TerraformApplyOperator(task_id="terraform_apply")
     outputs = TerraformOutputsOperator(task_id="terraform_outputs")
     access = ClusterAccessOperator(task_id="cluster_access")
@@ -87,7 +90,7 @@ with DAG(
     reject = RejectOperator(task_id="reject", trigger_rule=TriggerRule.ONE_FAILED)
     conclude = ConcludeOperator(task_id="conclude", trigger_rule=TriggerRule.ALL_DONE)
 
-    validate >> plan >> apply >> outputs >> access >> install_addon >> apply_platform >> wait_platform
+    validate >> plan >> approve >> apply >> outputs >> access >> install_addon >> apply_platform >> wait_platform
     wait_platform >> verify_platform >> apply_secrets >> apply_cache >> wait_cache >> apply_service >> wait_service
     wait_service >> gate >> smoke_test >> apply_benchmark >> wait_benchmark >> judge
     [smoke_test, judge] >> promote

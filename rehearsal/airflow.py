@@ -95,7 +95,7 @@ def environment(r: Rehearsal) -> dict[str, str]:
         "AIRFLOW_CONN_NGC_DEFAULT": json.dumps(ngc),
         "HELM": str(r.helm),
         "PYTHONPATH": str(r.root / "plugins"),
-        "NIM_ROLLOUTS_INCLUDE": str(r.root / "include"),
+        "NIM_ROLLOUTS_INCLUDE": str(r.include),
         "NIM_ROLLOUTS_WORK": str(r.path("work")),
         "NO_PROXY": "127.0.0.1,localhost",
     }

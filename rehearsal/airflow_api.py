@@ -149,6 +149,20 @@ class AirflowApi:
         cleared = self.call("POST", f"/dags/{dag_id}/clearTaskInstances", body)
         return [str(task["task_id"]) for task in cleared["task_instances"]]
 
+    def page(self, dag_id: str, run_id: str, task: Task) -> str:
+        """Where a person answers the task's question."""
+        return f"{self.base}/dags/{dag_id}/runs/{quote(run_id, safe='')}/tasks/{task.task_id}/required_actions"
+
+    def questions(self, dag_id: str = "~", run_id: str = "~") -> list[Json]:
+        """Questions to people that nobody has answered."""
+        found = self.call("GET", f"{_run(dag_id, run_id)}/hitlDetails", response_received="false", limit=100)
+        return list(found["hitl_details"])
+
+    def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> Json:
+        """Answer a task's question. Raises `AirflowError`; its text begins with method, path and status."""
+        body = {"chosen_options": [option], "params_input": {}}
+        return self.call("PATCH", f"{_run(dag_id, run_id)}/taskInstances/{task_id}/-1/hitlDetails", body)
+
     def order(self, dag_id: str) -> list[str]:
         """The DAG's task ids, each after all that it depends on; those at one height in Airflow's own order."""
         tasks = self.call("GET", f"/dags/{dag_id}/tasks")["tasks"]

@@ -19,6 +19,7 @@ STATE_FILE = "state.json"
 STATE_ENV = "REHEARSAL_STATE"
 #: Folders with DAGs beside dags/, separated as in PATH; read once, when a rehearsal is brought up.
 DAGS_ENV = "REHEARSAL_DAGS"
+INCLUDE_ENV = "REHEARSAL_INCLUDE"
 
 
 class NotUp(RuntimeError):
@@ -42,7 +43,13 @@ class Rehearsal:
     supervisor_pid: int = 0
     with_airflow: bool = True
     more_dags: list[str] = field(default_factory=list)
+    other_include: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def include(self) -> Path:
+        """The include folder that the pipelines read: the checkout's, or that of REHEARSAL_INCLUDE."""
+        return Path(self.other_include) if self.other_include else self.root / "include"
 
     @property
     def service_cidr(self) -> str:

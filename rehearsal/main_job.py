@@ -24,8 +24,9 @@ TALK_S = 5.0
 PATIENCE_S = 1800.0
 
 #: States that nobody needs to read about: they last a moment and say nothing about the work.
+_ASKS = "awaiting_input"
 _QUIET = {None, "scheduled", "queued", "restarting", "none"}
-_WORDS = {"deferred": "waiting"}
+_WORDS = {"deferred": "waiting", _ASKS: "asks a person"}
 
 Say = Callable[[str], None]
 
@@ -69,6 +70,8 @@ class Follower:
         took = f"{task.seconds:6.1f} s" if task.seconds is not None and task.state in ("success", "failed") else ""
         tried = f"  try {task.try_number}" if task.try_number > 1 else ""
         self._line(f"{task.name:<22} {words:<16}{took}{tried}".rstrip())
+        if task.state == _ASKS:
+            self._line(f"  answer it at {self.api.page(self.dag_id, self.run_id, task)}")
         self._talked = time.monotonic()
 
     def _talk(self, busy: list[Task]) -> None:

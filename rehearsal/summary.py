@@ -59,7 +59,7 @@ class Facts:
 
 def store(r: Rehearsal, environment: str) -> tuple[Any, str, str]:
     """The environment's store as (S3 client of the AWS stand-in, bucket, prefix)."""
-    settings = yaml.safe_load((r.root / "include" / "environments" / f"{environment}.yaml").read_text())["store"]
+    settings = yaml.safe_load((r.include / "environments" / f"{environment}.yaml").read_text())["store"]
     variables = aws_environment(r.url("aws"))
     client = boto3.client(
         "s3",

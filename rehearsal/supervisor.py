@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from rehearsal import airflow, control, parts, pki, toolbox
-from rehearsal.config import DAGS_ENV, ROOT, Rehearsal, write_atomic
+from rehearsal.config import DAGS_ENV, INCLUDE_ENV, ROOT, Rehearsal, write_atomic
 
 log = logging.getLogger("supervisor")
 
@@ -306,6 +306,7 @@ def prepare(state: Path, *, with_airflow: bool) -> tuple[Rehearsal, socket.socke
         supervisor_pid=os.getpid(),
         with_airflow=with_airflow,
         more_dags=[folder for folder in os.environ.get(DAGS_ENV, "").split(os.pathsep) if folder],
+        other_include=os.environ.get(INCLUDE_ENV, ""),
     )
     key = os.environ.get("REHEARSAL_NGC_KEY") or "nvapi-" + secrets.token_urlsafe(48)
     write_atomic(r.ngc_key_file, key, mode=0o600)

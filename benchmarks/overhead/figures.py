@@ -14,7 +14,7 @@ from typing import Any
 #: Step -> the tasks of nim_deploy that it consists of. A step that the script does not have is the pipeline's own.
 STEPS: dict[str, tuple[str, ...]] = {
     "validate": ("validate",),
-    "terraform plan": ("terraform_plan",),
+    "terraform plan": ("terraform_plan", "approve_plan"),
     "terraform apply": ("terraform_apply",),
     "terraform outputs": ("terraform_outputs",),
     "cluster access": ("cluster_access",),

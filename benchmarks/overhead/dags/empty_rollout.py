@@ -54,7 +54,8 @@ class EmptyWait(BaseOperator):
 
 with DAG("empty_rollout", schedule=None, catchup=False):
     task = {name: Empty(task_id=name, items=name == "validate") for name in (
-        "validate", "terraform_plan", "terraform_apply", "terraform_outputs", "cluster_access", "verify_platform",
+        "validate", "terraform_plan", "approve_plan", "terraform_apply", "terraform_outputs", "cluster_access",
+        "verify_platform",
         "apply_secrets", "apply_cache", "apply_service", "gate", "smoke_test", "apply_benchmark", "judge")}  # fmt: skip
     task |= {name: EmptyWait(task_id=name) for name in (
         "wait_platform", "wait_cache", "wait_service", "wait_benchmark")}  # fmt: skip
@@ -66,7 +67,8 @@ with DAG("empty_rollout", schedule=None, catchup=False):
     reject = Empty(task_id="reject", trigger_rule=TriggerRule.ONE_FAILED)
     conclude = Empty(task_id="conclude", trigger_rule=TriggerRule.ALL_DONE)
 
-    ids = ("validate", "terraform_plan", "terraform_apply", "terraform_outputs", "cluster_access", "install_addon",
+    ids = ("validate", "terraform_plan", "approve_plan", "terraform_apply", "terraform_outputs", "cluster_access",
+           "install_addon",
            "apply_platform", "wait_platform", "verify_platform", "apply_secrets", "apply_cache", "wait_cache",
            "apply_service", "wait_service", "gate", "smoke_test", "apply_benchmark", "wait_benchmark",
            "judge")  # fmt: skip

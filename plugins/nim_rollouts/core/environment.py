@@ -16,6 +16,8 @@ from nim_rollouts.core.yamlsource import parse, validate
 
 # Seconds of the longest part of a wait: a day.
 LONGEST_BUDGET_S = 86_400
+# Of a question: a week. The environment's claim is held meanwhile.
+LONGEST_APPROVAL_S = 7 * 86_400
 
 
 class Cluster(Strict):
@@ -108,9 +110,14 @@ class Budgets(Strict):
 
 
 class Policies(Strict):
-    """`claim`: what a run does when another live one holds the claim."""
+    """`claim`: what a run does when another live one holds the claim. `approval`: which plans a person must approve,
+    within `approval_timeout_s`: `approvers` (user ids) alone if any are named, with `four_eyes` not who asked."""
 
     claim: Literal["refuse", "wait"] = "refuse"
+    approval: Literal["always", "on-destroy", "never"] = "on-destroy"
+    approval_timeout_s: int = Field(default=3600, ge=10, le=LONGEST_APPROVAL_S)
+    approvers: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    four_eyes: bool = False
 
 
 class Environment(Strict):

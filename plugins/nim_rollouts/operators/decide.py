@@ -14,6 +14,8 @@ DECISION = "decision"
 # Of the gate and of the smoke test: the way to the pods was broken, and stayed so over all tries.
 _UNMEASURED = ("gate-unmeasured", "tunnel-failed", "port-forward-failed", "cluster-unavailable")
 PROMOTED, REJECTED, FAILED = "promoted", "rejected", "failed"
+# A person said no, or nobody said yes in time: nothing was changed, and the run did as it was told.
+DECLINED = "declined"
 
 
 class PromoteOperator(StageOperator):
@@ -148,7 +150,8 @@ def _is_finished_job(obj: dict[str, Any]) -> bool:
 
 
 class ConcludeOperator(StageOperator):
-    """Always last: decision, seal, claims released; and the run fails unless it was promoted (or all is gone).
+    """Always last: decision, seal, claims released; and the run fails unless it was promoted (or all is gone), or a
+    person declined it.
 
     :param success: the decision that makes the run a success
     :param decisive: the task whose success means that decision
@@ -168,6 +171,8 @@ class ConcludeOperator(StageOperator):
         self._refuse_older(stage)
         states = self.states(stage)
         decision, reason = self.decide(stage, states)
+        if decision != self.success and (declined := decline(stage, states)):
+            decision, reason = DECLINED, declined
         run_id = stage.session.run_id
         facts: Facts = {"decision": decision, "decision_reason": reason, "run_id": run_id, "states": states}
         ledger = stage.session.ledger
@@ -176,7 +181,7 @@ class ConcludeOperator(StageOperator):
         facts["seal"] = seal(ledger, stage.name, stage.try_number)
         if self._has_claims(stage):
             stage.release_claims("deployment", "environment")
-        if decision != self.success:
+        if decision not in (self.success, DECLINED):
             raise RolloutRejected(reason or f"the run was not {self.success}", reason=f"rollout-{decision}")
         return facts
 
@@ -226,6 +231,17 @@ class ConcludeOperator(StageOperator):
                 raise RolloutRejected(f'refused in validation: there is no deployment "{self.deployment}"',
                                       hint="See the log of validate", reason="rollout-failed")  # fmt: skip
         return stage
+
+
+def decline(stage: Stage, states: dict[str, str | None]) -> str | None:
+    """Who said no to what, if that is how the run ended: no task of it has failed then."""
+    if "failed" in states.values():
+        return None
+    for task, state in states.items():
+        found = stage.session.ledger.read(task, RESULT) if state == "success" else None
+        if found and found.get("declined"):
+            return f"{task}: {found['told']}"
+    return None
 
 
 def why(stage: Stage, states: dict[str, str | None]) -> str:

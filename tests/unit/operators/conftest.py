@@ -215,7 +215,7 @@ def world(tmp_path: Path) -> World:
     """A fresh run in an environment whose store is a folder of this test."""
     include = tmp_path / "repo" / "include"
     (include / "environments").mkdir(parents=True)
-    for folder in ("deployments", "manifests", "benchmarks", "terraform", "helm"):
+    for folder in ("deployments", "manifests", "benchmarks", "terraform", "helm", "prices"):
         (include / folder).symlink_to(ROOT / "include" / folder)
     (include / "environments" / "test.yaml").write_text(_ENVIRONMENT_FILE.replace("STORE", str(tmp_path / "store")))
     chart = tmp_path / "repo" / "charts" / "operator"

@@ -253,6 +253,30 @@ def test_a_failed_run_tells_of_a_mapped_task_too(world: World, monkeypatch: pyte
         conclude(world, monkeypatch, {"install_addon_0": "failed", "reject": "skipped"})
 
 
+def test_a_declined_run_ends_well_and_says_who_and_when(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.accepted()
+    ledger = world.session().ledger
+    ledger.record("approve_plan", 1, "result", {"declined": True, "told": "rejected by ada at noon"})
+    states = {"validate": "success", "approve_plan": "success", "terraform_apply": "skipped", "promote": "skipped"}
+    conclude(world, monkeypatch, states)
+    decided = world.session().facts("conclude", "decision")
+    assert (decided["decision"], decided["decision_reason"]) == ("declined", "approve_plan: rejected by ada at noon")
+    assert claims.held_by(world.session().store, claims.environment_scope("test")) is None
+
+
+def test_a_no_that_a_later_yes_replaced_is_no_excuse_for_a_failure(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.accepted()
+    ledger = world.session().ledger
+    ledger.record("approve_plan", 1, "result", {"declined": True, "told": "rejected by ada at noon"})
+    with pytest.raises(RolloutRejected):
+        conclude(world, monkeypatch, {"approve_plan": "success", "terraform_apply": "failed"})
+    ledger.record("approve_plan", 2, "result", {"declined": False, "told": "approved by ada at one"})
+    with pytest.raises(RolloutRejected):
+        conclude(world, monkeypatch, {"approve_plan": "success", "terraform_apply": "skipped"}, 2)
+
+
 def test_a_refused_run_concludes_without_a_claim(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RolloutRejected, match="validate failed"):
         conclude(world, monkeypatch, {"validate": "failed", "reject": "skipped"})
