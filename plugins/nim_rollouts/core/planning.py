@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+from nim_rollouts.core.approval import need
+
 Mark = tuple[str, int]
 """(lineage, serial) of a state; ("", 0) where there is none."""
-
-_HARMLESS = ("create", "update", "import", "move", "read")
 
 
 def needs_approval(policy: str | None, changes: Iterable[Sequence[str]]) -> bool:
     """Whether a person must have said yes: by the environment's `policies.approval`, of (address, action) changes."""
-    actions = [action for _, action in changes]
-    if policy == "always":
-        return bool(actions)
-    return policy == "on-destroy" and any(action not in _HARMLESS for action in actions)
+    return policy is not None and need(policy, changes).needed
 
 
 def refused(answer: str | None, needed: bool) -> str | None:

@@ -241,8 +241,10 @@ def refuse_unapproved(stage: Stage, plan: PlanSummary) -> None:
 
     :raises NeedsHumanError: it was not approved
     """
+    from nim_rollouts.clients.approvals import answer_key
+
     needed = planning.needs_approval(_policy(stage), plan.changes)
-    content = stage.session.store.get(f"approvals/{stage.session.environment.name}/{plan.checksum}.json")
+    content = stage.session.store.get(answer_key(stage.session.environment.name, plan.checksum))
     answer = json.loads(content) if content is not None else {}
     if answer and answer.get("checksum") != plan.checksum:
         answer = {"answer": ""}
