@@ -44,6 +44,7 @@ class PlanSummary:
     and `forced_by`: the attributes that cannot change in place (only where the plan was looked into).
     `lineage`, `serial`: the state that the plan starts from; serial 0 where there was none. `imports`: addresses of
     what exists already and is taken over into the state. `destruction`: it was planned to destroy everything.
+    `sizes`: of node groups (only where it was looked into).
     """
 
     changes: list[Change]
