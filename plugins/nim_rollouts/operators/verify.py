@@ -20,6 +20,7 @@ from nim_rollouts.operators.base import Facts, Stage, StageOperator
 
 if TYPE_CHECKING:
     from nim_rollouts.core.checks import Check
+    from nim_rollouts.core.environment import Addon
     from nim_rollouts.core.pools import Option
 
 # As the API server words it when nobody answers for a webhook that must be asked.
@@ -119,7 +120,7 @@ class Verification:
         from nim_rollouts.core import checks
         from nim_rollouts.operators.base import now
 
-        wanted = [name for addon in self.session.environment.addons for name in addon.requires.crds]
+        wanted = [name for addon in self._addons for name in addon.requires.crds]
         found = self._list("apiextensions.k8s.io/v1", "CustomResourceDefinition") if wanted else []
         return checks.definitions({"CustomResourceDefinition": found}, wanted, now())
 
@@ -129,8 +130,7 @@ class Verification:
         from nim_rollouts.core.verdicts import deployment
         from nim_rollouts.operators.base import now
 
-        addons = self.session.environment.addons
-        wanted = [(addon.namespace, name) for addon in addons for name in addon.requires.deployments]
+        wanted = [(addon.namespace, name) for addon in self._addons for name in addon.requires.deployments]
         snapshots = {
             space: {kind: self.session.cluster.list(api_version_of(kind), kind, space) for kind in deployment.KINDS}
             for space, _ in wanted
@@ -140,7 +140,7 @@ class Verification:
     def _webhooks(self) -> Check:
         from nim_rollouts.core import checks
 
-        brought = [name for addon in self.session.environment.addons for name in addon.requires.crds]
+        brought = [name for addon in self._addons for name in addon.requires.crds]
         groups = {name.partition(".")[2] for name in brought} | {"apps.nvidia.com", *checks.KARPENTER_GROUPS}
         kinds = ("ValidatingWebhookConfiguration", "MutatingWebhookConfiguration")
         configurations = [one for kind in kinds for one in self._list(_ADMISSION, kind)]
@@ -214,6 +214,12 @@ class Verification:
         return ok("dry-run", f"the API server accepts {', '.join(sorted({obj['kind'] for obj in objects}))}")
 
     # --- what they look at
+
+    @property
+    def _addons(self) -> list[Addon]:
+        """The add-ons that a run installs."""
+        environment = self.session.environment
+        return list(getattr(environment, "active_addons", environment.addons))
 
     def _list(self, api_version: str, kind: str) -> list[dict[str, Any]]:
         return self.session.cluster.list(api_version, kind)
