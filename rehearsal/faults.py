@@ -119,10 +119,10 @@ CATALOGUE: Mapping[str, Fault] = {
         settings={"mode": Setting(str, "the folder's permissions", default="555", choices=("555", "500"))},
     ),
     "few-vcpus": Fault(
-        "the account's quota of EC2 vCPUs is another",
+        "the account's quotas of EC2 vCPUs are others",
         acts_in="AWS",
         settings={
-            "code": Setting(str, "of the quota", default="L-DB2E81BA"),
+            "code": Setting(str, "of the quotas, with * and ?", default="*"),
             "value": Setting(float, "vCPUs", default=0.0, minimum=0),
         },
     ),

@@ -1,11 +1,12 @@
 """Service Quotas of the AWS stand-in: moto knows those of VPC alone, and not how to list or to ask for more.
 
-The vCPU quotas of EC2 are data (quotas.yaml); the fault `few-vcpus` lowers one. What is asked for by
+The vCPU quotas of EC2 are data (quotas.yaml); the fault `few-vcpus` lowers them. What is asked for by
 RequestServiceQuotaIncrease is granted at once, so that a user can try the command that a refusal names.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ def extend(fault: Fault) -> None:
         ordered = fault()
         if not default:
             value = granted.get(code, value)
-            if ordered is not None and ordered["code"] == code:
+            if ordered is not None and fnmatch.fnmatchcase(code, ordered["code"]):
                 value = float(ordered["value"])
         return {
             "ServiceCode": "ec2", "ServiceName": "Amazon Elastic Compute Cloud (Amazon EC2)", "QuotaCode": code,

@@ -81,7 +81,7 @@ def test_quotas_and_what_counts_against_them(r: Rehearsal, instances: list[str])
 
 
 def test_a_quota_that_is_too_small_is_refused_until_the_command_was_run(r: Rehearsal) -> None:
-    faults.order(r, "few-vcpus", value=40)
+    faults.order(r, "few-vcpus", code="L-DB*", value=40)
     with pytest.raises(QuotaTooSmall, match=r"\(L-DB2E81BA\) is 40, 0 in use.*--desired-value 48 --region us-west-2"):
         capacity.quotas(ENVIRONMENT, DEPLOYMENT)
     faults.clear(r)
@@ -94,7 +94,7 @@ def test_the_pools_capacity_types_count(r: Rehearsal) -> None:
     from nim_rollouts.core.instances import INSTANCES
     from nim_rollouts.core.pools import Option
 
-    faults.order(r, "few-vcpus", value=0)
+    faults.order(r, "few-vcpus", code=G, value=0)
     options = {"service": [Option("g5", INSTANCES["g5.12xlarge"], 1, ("on-demand", "spot"))]}
     facts = capacity.quotas(ENVIRONMENT, DEPLOYMENT, options)
     assert facts["outcome"] == "ok" and "spot" in facts["seen"][0]

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 PARTS = {
     "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "cluster-setup", "kwok",
-    "aws", "nodes", "storage", "runner",
+    "aws", "nodes", "karpenter", "storage", "runner",
 }  # fmt: skip
 TIMING = {"node_start": 0.3, "node_empty": 60.0, "volume_provision": 0.1, "volume_retry_max": 1.0, "image_pull": 0.1}
 ENVIRONMENT = """

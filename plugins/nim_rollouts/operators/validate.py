@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from nim_rollouts.clients.claims import Claim
     from nim_rollouts.core.spec import Deployment, Request
     from nim_rollouts.hooks.session import Session
+
+log = logging.getLogger(__name__)
 
 STRATEGIES = ("replace",)
 # Longer than the 8 seconds in which a deferral can be lost to Airflow's own race.
@@ -277,10 +280,10 @@ def _capacity(session: Session, deployment: Deployment) -> dict[str, Any]:
     from nim_rollouts.operators import capacity
 
     found = capacity.fitting(session.environment, deployment, capacity.pools_of_files(session), standing=True)
-    return {
-        "node_pools": capacity.summary(found),
-        "quotas": capacity.quotas(session.environment, deployment, found),
-    }
+    quotas = capacity.quotas(session.environment, deployment, found)
+    for line in quotas["seen"]:
+        log.info("quota %s: %s", quotas["outcome"], line)
+    return {"node_pools": capacity.summary(found), "quotas": quotas}
 
 
 def _benchmark_image(session: Session, deployment: Deployment) -> dict[str, Any]:
