@@ -24,7 +24,7 @@ class ClusterAccessOperator(StageOperator):
 
 
 class ApplyPlatformOperator(StageOperator):
-    """The storage class on the environment's file system, the node pools, the deployment's namespace, a storage probe."""
+    """The storage class on the environment's file system, the node pools, the deployment's namespace, a probe."""
 
     claim_scopes = ("deployment", "environment")
 
