@@ -112,8 +112,8 @@ class Budgets(Strict):
 class Policies(Strict):
     """`claim`: what a run does when another live one holds the claim. `approval`: which plans a person must approve,
     within `approval_timeout_s`: `approvers` (user ids) alone if any are named, with `four_eyes` not who asked.
-    `protected`: a teardown of the platform or of everything is refused. `cloud_look_s`: seconds between two looks at AWS
-    while a teardown waits for it."""
+    `protected`: a teardown of the platform or of everything is refused. `cloud_look_s`: seconds between two looks at
+    AWS while a teardown waits for it."""
 
     claim: Literal["refuse", "wait"] = "refuse"
     approval: Literal["always", "on-destroy", "never"] = "on-destroy"
