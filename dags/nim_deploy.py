@@ -13,12 +13,12 @@ from nim_rollouts.operators.base import DEFAULT_ARGS
 from nim_rollouts.operators.benchmark import ApplyBenchmarkOperator, JudgeOperator
 from nim_rollouts.operators.decide import ConcludeOperator, PromoteOperator, RejectOperator
 from nim_rollouts.operators.gate import GateOperator, SmokeTestOperator
+from nim_rollouts.operators.helm import HelmReleaseOperator
 from nim_rollouts.operators.model import ApplyCacheOperator, ApplyServiceOperator
 from nim_rollouts.operators.platform import (
     ApplyPlatformOperator,
     ApplySecretsOperator,
     ClusterAccessOperator,
-    HelmReleaseOperator,
     VerifyPlatformOperator,
 )
 from nim_rollouts.operators.terraform import (

@@ -93,7 +93,7 @@ def prepare(r: Rehearsal, work: Path, environment: Environment, deployment: Depl
     (work / "backend.tfbackend.json").write_text(json.dumps(backend))
     (work / "variables.tfvars.json").write_text(json.dumps(dict(environment.terraform.variables)))
     _write_manifests(work / "manifests", include, environment, deployment)
-    addon = environment.addons[0]
+    addon = next(one for one in environment.addons if one.name == "nim-operator")
     plugins = find_plugin_dir(os.environ)
     return {
         **{name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ},

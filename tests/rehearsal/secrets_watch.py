@@ -31,23 +31,29 @@ def forms(secret: str) -> list[bytes]:
 
 
 class CommandLines(threading.Thread):
-    """Reads the command line of every process, ten times a second, and remembers the ones that hold the secret."""
+    """Reads the command line of every process, ten times a second, and keeps each one that it has not seen: a secret
+    may become known only after the processes that were near it have ended."""
 
     def __init__(self, wanted: list[bytes]):
         super().__init__(daemon=True)
         self.wanted = wanted
-        self.found: set[bytes] = set()
         self.programs: set[str] = set()
         self.samples = 0
+        self._seen: set[bytes] = set()
         self._end = threading.Event()
+
+    @property
+    def found(self) -> set[bytes]:
+        """The command lines that held one of the secrets."""
+        lines = tuple(self._seen)
+        return {line.replace(b"\0", b" ")[:300] for line in lines if any(form in line for form in self.wanted)}
 
     def run(self) -> None:
         while not self._end.wait(_SAMPLE_S):
             self.samples += 1
             for line in _command_lines():
                 self.programs.add(line.split(b"\0", 1)[0].rsplit(b"/", 1)[-1].decode(errors="replace"))
-                if any(form in line for form in self.wanted):
-                    self.found.add(line.replace(b"\0", b" ")[:300])
+                self._seen.add(line)
 
     def stop(self) -> None:
         self._end.set()

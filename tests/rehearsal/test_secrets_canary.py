@@ -3,12 +3,17 @@ the password that AWS makes for Grafana while terraform applies."""
 
 from __future__ import annotations
 
+import base64
+import json
+
 import pytest
 
 from rehearsal import airflow
 from tests.rehearsal.live import DEPLOYMENT, NAMESPACE, Live
 from tests.rehearsal.secrets_watch import CommandLines, forms, in_bytes, in_files
 
+#: The namespace of the monitoring stack.
+GRAFANA = "monitoring"
 #: Where the key must be, or may: its own file, the cluster's Secrets (etcd), and what pods are given.
 _LAWFUL = ("ngc-key", "etcd", "pods", "postgres")
 
@@ -23,8 +28,6 @@ def test_the_canary_was_used(live: Live, canary: str) -> None:
 
 @pytest.mark.live(order=20)
 def test_the_canary_reached_its_secret(live: Live, canary: str) -> None:
-    import base64
-
     if "first" not in live.runs:
         pytest.skip("needs the deploy of test_main_job.py")
     values = [v for s in live.objects("secrets", NAMESPACE) for v in (s.get("data") or {}).values()]
@@ -41,7 +44,38 @@ def test_aws_made_grafanas_password(live: Live, command_lines: CommandLines) -> 
     assert len(password) == 32
     assert name in "".join(content.decode() for place, content in live.stored() if "terraform_outputs" in place)
     live.passwords.append(password)
-    command_lines.wanted += forms(password)
+    command_lines.wanted += forms(password)  # looked for in what was seen since before `up`
+
+
+@pytest.mark.live(order=22)
+def test_grafana_is_given_the_password_by_name(live: Live) -> None:
+    """From Secrets Manager into the Secret that the release names: there, and nowhere else in the cluster."""
+    if not live.passwords:
+        pytest.skip("needs the password that the test before came to know")
+    [secret] = [one for one in live.objects("secrets", GRAFANA) if one["metadata"]["name"] == "grafana-admin"]
+    held = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+    assert held == {"admin-user": "admin", "admin-password": live.passwords[-1]}
+    [deployment] = live.objects("deployments", GRAFANA)
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    source = {env["name"]: env.get("valueFrom") for env in container["env"]}["GF_SECURITY_ADMIN_PASSWORD"]
+    assert source == {"secretKeyRef": {"name": "grafana-admin", "key": "admin-password"}}
+
+
+@pytest.mark.live(order=23)
+def test_no_other_object_of_the_cluster_holds_it(live: Live, canary: str) -> None:
+    """Nor does what Helm keeps of a release: a chart's values and objects, packed, in a Secret of its own."""
+    if "first" not in live.runs:
+        pytest.skip("needs the deploy of test_main_job.py")
+    wanted = _wanted(live, canary)
+    for kind in ("configmaps", "deployments", "daemonsets", "jobs", "pods", "events", "nimcaches", "nimservices"):
+        found = live.objects(kind)
+        assert found or kind == "daemonsets", f"no {kind} to look at"
+        assert [one["metadata"]["name"] for one in found if in_bytes(json.dumps(one).encode(), wanted)] == []
+    releases = [one for one in live.objects("secrets") if one["type"] == "helm.sh/release.v1"]
+    unpacked = {one["metadata"]["name"]: base64.b64decode(base64.b64decode(one["data"]["release"])) for one in releases}
+    assert any("kube-prometheus-stack" in name for name in unpacked)
+    assert all(content.startswith(b"\x1f\x8b") for content in unpacked.values())
+    assert [name for name, content in unpacked.items() if in_bytes(content, wanted)] == []
 
 
 def _wanted(live: Live, canary: str) -> list[bytes]:
@@ -58,6 +92,9 @@ def test_no_command_line_held_it(live: Live, command_lines: CommandLines) -> Non
 @pytest.mark.live(order=94)
 def test_no_log_work_file_or_plan_holds_it(live: Live, canary: str) -> None:
     assert (live.r.logs / "airflow").is_dir()
+    plans = [path for path in (live.r.path("work")).rglob("*") if path.is_file() and "plan" in path.name]
+    assert plans, "no plan file is there: the search would prove nothing of them"
+    assert live.passwords, "the password of this rehearsal never became known"
     found = in_files(live.r.state, _wanted(live, canary), skip=_LAWFUL)
     assert found == []
 

@@ -1,89 +1,81 @@
-"""Add-ons by Helm, so that a second run makes no new revision.
+"""Add-ons by Helm, so that a second run makes no new revision, and one that fails leaves what was there before.
 
-What was installed is remembered in labels of the release: a digest of the chart and one of the values. Helm keeps a
-release in Secrets; reading their labels answers whether there is anything to do without starting Helm.
+What was installed is remembered in labels of the release: digests of the chart and of the values, and where the chart
+came from. Helm keeps a release in Secrets; reading their labels answers whether there is anything to do.
 
 Decisions:
 
 * CRDs of a chart's crds/ folder: Helm installs them once and never upgrades them. Here they are applied server-side
   before each install or upgrade (`helm show crds`), and Helm is told to skip them.
 * No waiting: installing is a short step that writes; a later step waits, deferred, and says which layer is stuck.
-  With `wait_s` Helm waits and, since it is asked for --rollback-on-failure, takes a failed upgrade back (a failed first
-  install away).
+  With `wait_s` Helm waits for readiness too.
+* Whatever fails half-way is taken back here, not by Helm's own flag for it, which would wait, and would not tell to
+  which revision it went: an upgrade to the last good revision, a first install away. CRDs stay as the newer chart has
+  them: an older one would lose fields of objects.
 * A release left `pending` by a Helm that was killed blocks every later one. If its labels say that it was ours, its
   newest revision's Secret is removed, and the release goes on from the one before. The environment's claim excludes
   another run's Helm, and an earlier try's has ended with its task; somebody else's pending release is left alone.
-* The token is in a kubeconfig file of mode 0600 that lives as long as the call, not in argv.
+* Values that come from terraform's outputs are data in a file of mode 0600 that lives as long as the call.
 """
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import json
-import os
-import re
-import shutil
-import signal
-import subprocess
+import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
+from nim_rollouts.clients import helm_charts
+from nim_rollouts.clients.addon_files import values_of
 from nim_rollouts.clients.cluster import Cluster
+from nim_rollouts.clients.helm_charts import Chart
+from nim_rollouts.clients.helm_process import BINARY_VARIABLE as BINARY_VARIABLE
+from nim_rollouts.clients.helm_process import HelmEnded, HelmProcess, write_private
+from nim_rollouts.clients.helm_process import find_binary as find_binary
 from nim_rollouts.clients.include import Include
 from nim_rollouts.clients.resources import Ref
-from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, ToolMissing, redact
-from nim_rollouts.core.spec import Addon
+from nim_rollouts.core import chartvalues
+from nim_rollouts.core.addons import ADDON_LABEL, Addon, overlay
+from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, NimRolloutsError
 
-BINARY_VARIABLE = "HELM"
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-CHART_LABEL, VALUES_LABEL = "nim-rollouts/chart", "nim-rollouts/values"
-_TRANSIENT = re.compile(
-    r"connection refused|i/o timeout|TLS handshake timeout|EOF|context deadline exceeded|no such host|"
-    r"Kubernetes cluster unreachable|another operation .* in progress|too many requests|\b50[0234]\b",
-    re.IGNORECASE,
-)
+log = logging.getLogger(__name__)
+
+CHART_LABEL, VALUES_LABEL, SOURCE_LABEL = "nim-rollouts/chart", "nim-rollouts/values", "nim-rollouts/source"
+CRD_MANAGERS = ("helm", "manager", "kubectl")
+_LABEL_DIGITS = 40  # a label's value ends at 63 characters, a whole digest at 64
+_GOOD = ("deployed", "superseded")
 
 
 @dataclass(frozen=True)
 class HelmStatus:
-    """The newest revision of a release. Digests: None when it was not ours."""
+    """One revision of a release. Digests (of the chart, 40 hex digits): None when it was not ours."""
 
     revision: int
     status: str
     chart_digest: str | None
     values_digest: str | None
+    source: str | None = None
+
+    @property
+    def content(self) -> tuple[str | None, str | None]:
+        """What tells it from another revision."""
+        return self.chart_digest, self.values_digest
 
 
 @dataclass(frozen=True)
 class HelmResult:
-    """`changed`: a new revision was made."""
+    """`changed`: a new revision was made. `chart_digest`: whole, `sha256:` first."""
 
     changed: bool
     revision: int
     status: str
     chart_digest: str
-
-
-def find_binary() -> str:
-    """The helm to use: the environment variable HELM, else `helm` on PATH.
-
-    :raises ToolMissing: there is none
-    """
-    named = os.environ.get(BINARY_VARIABLE)
-    found = shutil.which(named or "helm")
-    if found is None:
-        raise ToolMissing(
-            f"helm is missing: {f'{BINARY_VARIABLE}={named} is no program' if named else 'it is not on PATH'}",
-            hint=f"Install Helm 4 on every worker, or name it in the environment variable {BINARY_VARIABLE}",
-        )
-    return found
+    chart_version: str | None = None
 
 
 class Helm:
@@ -93,201 +85,253 @@ class Helm:
         self, cluster: Cluster, include: Include, *, binary: str | None = None, timeout_s: float = 300
     ) -> None:
         self.cluster, self.include, self.timeout_s = cluster, include, timeout_s
-        self.binary = binary or find_binary()
+        self.process = HelmProcess(binary or find_binary(), cluster.access)
 
     def status(self, addon: Addon) -> HelmStatus | None:
         """The newest revision, or None when the release is not installed."""
-        secrets = self._revisions(addon)
-        if not secrets:
-            return None
-        labels = secrets[-1]["metadata"]["labels"]
-        return HelmStatus(
-            int(labels["version"]), str(labels["status"]), labels.get(CHART_LABEL), labels.get(VALUES_LABEL)
-        )
+        known = self.history(addon)
+        return known[-1] if known else None
 
-    def upgrade_install(self, addon: Addon, *, wait_s: float | None = None) -> HelmResult:
-        """Install or upgrade, unless the release is deployed with this chart and these values already.
+    def history(self, addon: Addon) -> list[HelmStatus]:
+        """The revisions that are kept, oldest first."""
+        secrets = self.cluster.list("v1", "Secret", addon.namespace, label_selector=f"owner=helm,name={addon.name}")
+        revisions = [_revision(secret["metadata"]["labels"]) for secret in secrets]
+        return sorted(revisions, key=lambda one: one.revision)
 
-        :param wait_s: None returns once the objects are applied; else wait that long for them, and roll back on failure
-        :raises HelmFailed: the chart or the values are refused
+    def upgrade_install(
+        self, addon: Addon, *, outputs: Mapping[str, Any] | None = None, wait_s: float | None = None
+    ) -> HelmResult:
+        """Install or upgrade, unless the release is deployed with this chart and these values already. What fails
+        half-way is taken back.
+
+        :param outputs: terraform's, for the add-on's `values_from`
+        :param wait_s: how long to wait for the objects to be ready; None: the add-on's own `wait_s`, or not at all
+        :raises HelmFailed: the chart or the values are refused, or what was applied failed; it says what became of it
         :raises HelmUnavailable: cluster or repository do not answer, or somebody else's operation is in progress
         """
-        chart_digest, values_digest = self._chart_digest(addon), self._values_digest(addon)
+        values, extra = self._values(addon), overlay(addon, outputs or {})
+        values_digest = _values_digest(values, extra)
         before = self.status(addon)
-        if before and before.status == "deployed":
-            if (before.chart_digest, before.values_digest) == (chart_digest, values_digest):
-                return HelmResult(False, before.revision, before.status, chart_digest)
-        if before and before.status.startswith("pending"):
-            self._unblock(addon, before)
-        for definition in self.crds(addon):
-            self.cluster.apply(definition, force_managers=("helm", "manager", "kubectl"))
-        arguments = ["upgrade", "--install", addon.name, *self._chart(addon), "--create-namespace", "--skip-crds"]
-        arguments += ["--labels", f"{CHART_LABEL}={chart_digest},{VALUES_LABEL}={values_digest}", "--history-max", "5"]
-        arguments += ["--server-side", "true", "--timeout", f"{int(wait_s or self.timeout_s)}s"]
-        if addon.values:
-            arguments += ["--values", str(self.include.path(addon.values))]
-        if wait_s is not None:
-            arguments += ["--wait", "--rollback-on-failure"]
-        self._run(addon, arguments, (wait_s or 0) + self.timeout_s)
+        if addon.digest and _is(before, addon.digest, values_digest):
+            return HelmResult(False, before.revision, before.status, addon.digest, addon.version)  # type: ignore[union-attr]
+        with tempfile.TemporaryDirectory(prefix="nim-rollouts-chart-") as work:
+            chart = helm_charts.fetch(self.process, addon, self.include, Path(work), self.timeout_s)
+            if before and _is(before, chart.digest, values_digest):
+                return HelmResult(False, before.revision, before.status, chart.digest, chart.version)
+            _refuse_changed(addon, before, chart)
+            for problem in chartvalues.unknown(chartvalues.merged(values, extra), helm_charts.defaults(chart.path)):
+                log.warning("add-on %s: %s", addon.name, problem)
+            before = self._make_free(addon, before)
+            for definition in self._crds(addon, chart):
+                self.cluster.apply(_labelled(definition, addon), force_managers=CRD_MANAGERS)
+            labels = {CHART_LABEL: _short(chart.digest), VALUES_LABEL: values_digest, SOURCE_LABEL: _source(addon)}
+            arguments = ["upgrade", "--install", addon.name, str(chart.path), "--create-namespace", "--skip-crds"]
+            arguments += ["--labels", ",".join(f"{key}={value}" for key, value in labels.items())]
+            arguments += ["--description", f"chart {chart.digest}", "--history-max", "5", "--server-side", "true"]
+            arguments += self._value_files(addon, extra, Path(work))
+            try:
+                self._on_cluster(addon, [*arguments, *self._waiting(addon, wait_s)], self._patience(addon, wait_s))
+            except HelmEnded as ended:
+                self._take_back(addon, before, ended)
         after = self.status(addon)
         if after is None:
             raise HelmFailed(f"release {addon.name} is not there after helm upgrade --install")
-        return HelmResult(True, after.revision, after.status, chart_digest)
+        return HelmResult(True, after.revision, after.status, chart.digest, chart.version)
+
+    def rollback(self, addon: Addon, *, to: int | None = None, wait_s: float | None = None) -> HelmStatus:
+        """Make a new revision of what an earlier one was.
+
+        :param to: its number; None: the newest good one that holds something else than the present one
+        :returns: the new revision
+        :raises HelmFailed: there is no such revision, or the objects are refused
+        """
+        self._make_free(addon, self.status(addon))
+        known = self.history(addon)
+        wanted = _earlier(known, to)
+        if wanted is None:
+            raise HelmFailed(
+                f"release {addon.name} has no {'earlier good revision' if to is None else f'good revision {to}'} "
+                f"to go back to; known: {', '.join(f'{one.revision} {one.status}' for one in known) or 'none'}",
+                reason="no-earlier-revision",
+            )
+        return self._go_back(addon, wanted.revision, wait_s)
 
     def uninstall(self, addon: Addon, *, wait_s: float = 120) -> bool:
         """Remove the release and wait until its objects are gone; False when it was not installed. CRDs stay."""
         if self.status(addon) is None:
             return False
-        self._run(
-            addon,
-            ["uninstall", addon.name, "--ignore-not-found", "--wait", "--timeout", f"{int(wait_s)}s"],
-            wait_s + self.timeout_s,
-        )
+        arguments = ["uninstall", addon.name, "--ignore-not-found", "--wait", "--timeout", f"{int(wait_s)}s"]
+        try:
+            self._on_cluster(addon, arguments, wait_s + self.timeout_s)
+        except HelmEnded as ended:
+            raise ended.as_error() from ended
         return True
 
     def crds(self, addon: Addon) -> list[dict[str, Any]]:
         """The CustomResourceDefinitions of the chart's crds/ folder."""
-        text = self._run(addon, ["show", "crds", *self._chart(addon)], self.timeout_s, cluster=False)
-        documents = [one for one in yaml.safe_load_all(text) if isinstance(one, dict)]
+        with tempfile.TemporaryDirectory(prefix="nim-rollouts-chart-") as work:
+            chart = helm_charts.fetch(self.process, addon, self.include, Path(work), self.timeout_s)
+            return self._crds(addon, chart)
+
+    def _crds(self, addon: Addon, chart: Chart) -> list[dict[str, Any]]:
+        try:
+            done = self.process.run(["show", "crds", str(chart.path)], about=addon.name, timeout_s=self.timeout_s)
+        except HelmEnded as ended:
+            raise ended.as_error() from ended
+        documents = [one for one in yaml.safe_load_all(done.stdout) if isinstance(one, dict)]
         return [one for one in documents if one.get("kind") == "CustomResourceDefinition"]
 
-    def _revisions(self, addon: Addon) -> list[dict[str, Any]]:
-        secrets = self.cluster.list("v1", "Secret", addon.namespace, label_selector=f"owner=helm,name={addon.name}")
-        return sorted(secrets, key=lambda secret: int(secret["metadata"]["labels"]["version"]))
+    # What fails
 
-    def _unblock(self, addon: Addon, pending: HelmStatus) -> None:
-        if pending.chart_digest is None:
+    def _take_back(self, addon: Addon, before: HelmStatus | None, ended: HelmEnded) -> NoReturn:
+        """Undo what a failed install or upgrade left, and say so.
+
+        :raises HelmFailed, HelmUnavailable: always
+        """
+        known = self._history_or_none(addon)
+        failed = known[-1] if known else None
+        if not known or failed is None or (before is not None and failed.revision <= before.revision):
+            raise ended.as_error() from ended  # nothing was begun, or nobody can tell
+        good = next((one for one in reversed(known[:-1]) if one.status in _GOOD), None)
+        told = f"add-on {addon.name}: revision {failed.revision} failed ({ended.why}): {ended.text}"
+        try:
+            if good is not None:
+                now = self._go_back(addon, good.revision, None)
+                became = f"gone back to what revision {good.revision} was, as revision {now.revision}"
+                reason = "upgrade-rolled-back"
+            elif all(one.chart_digest for one in known):
+                self.uninstall(addon)
+                became, reason = "it was the first, and was taken away", "install-taken-away"
+            else:
+                became, reason = "it is left as it is: what was there before is not ours", "helm-failed"
+        except NimRolloutsError as second:
+            raise HelmFailed(
+                f"{told}; and it could not be taken back: {second.message}",
+                hint="Remove the cause and clear this task: it goes on from what is there",
+                reason="roll-back-failed",
+            ) from ended
+        if ended.is_transient:
+            raise HelmUnavailable(f"{told}; {became}") from ended
+        raise HelmFailed(
+            f"{told}; {became}",
+            hint="Correct version or values in the environment's file, and clear this task; "
+            "CRDs stay as the newer chart has them",
+            reason=reason,
+        ) from ended
+
+    def _go_back(self, addon: Addon, revision: int, wait_s: float | None) -> HelmStatus:
+        arguments = ["rollback", addon.name, str(revision), "--history-max", "5", *self._waiting(addon, wait_s)]
+        try:
+            self._on_cluster(addon, arguments, self._patience(addon, wait_s))
+        except HelmEnded as ended:
+            raise ended.as_error() from ended
+        now = self.status(addon)
+        if now is None:
+            raise HelmFailed(f"release {addon.name} is not there after helm rollback")
+        return now
+
+    def _history_or_none(self, addon: Addon) -> list[HelmStatus] | None:
+        try:
+            return self.history(addon)
+        except NimRolloutsError:
+            return None
+
+    def _make_free(self, addon: Addon, newest: HelmStatus | None) -> HelmStatus | None:
+        """The newest revision, once no Helm that was killed stands in the way of the next one."""
+        if newest is None or not newest.status.startswith(("pending", "uninstall")):
+            return newest
+        if newest.chart_digest is None:
             raise HelmUnavailable(
-                f"release {addon.name} is {pending.status} by somebody else's Helm",
+                f"release {addon.name} is {newest.status} by somebody else's Helm",
                 hint="Let it end; if it was killed, roll it back by hand",
                 retry_after_s=60,
             )
-        name = f"sh.helm.release.v1.{addon.name}.v{pending.revision}"
-        self.cluster.delete(Ref("v1", "Secret", name, addon.namespace))
+        if newest.status.startswith("uninstall"):
+            self.uninstall(addon)
+        else:
+            name = f"sh.helm.release.v1.{addon.name}.v{newest.revision}"
+            self.cluster.delete(Ref("v1", "Secret", name, addon.namespace))
+        return self.status(addon)
 
-    def _chart(self, addon: Addon) -> list[str]:
-        if addon.is_local:
-            return [str(self._local(addon))]
-        version = ["--version", str(addon.version)]
-        return [addon.chart, *(["--repo", addon.repository] if addon.repository else []), *version]
+    # What Helm is given
 
-    def _local(self, addon: Addon) -> Path:
-        path = (self.include.repository / addon.chart).resolve()
-        if not (path / "Chart.yaml").is_file():
-            raise HelmFailed(
-                f"the chart {addon.chart} of add-on {addon.name} is not a folder with a Chart.yaml",
-                hint="Correct addons in the environment's file",
-                reason="chart-missing",
-            )
-        return path
-
-    def _chart_digest(self, addon: Addon) -> str:
-        """16 hex digits: of all files of a local chart; of address and version of a published one, which is fixed."""
-        if not addon.is_local:
-            return _digest([f"{addon.repository or ''} {addon.chart} {addon.version}".encode()])
-        root = self._local(addon)
-        files = sorted(path for path in root.rglob("*") if path.is_file())
-        return _digest(
-            part for path in files for part in (path.relative_to(root).as_posix().encode(), path.read_bytes())
-        )
-
-    def _values_digest(self, addon: Addon) -> str:
-        if not addon.values:
-            return _digest([])
-        path = self.include.path(addon.values)
-        if not path.is_file():
+    def _values(self, addon: Addon) -> dict[str, Any]:
+        if addon.values and not self.include.path(addon.values).is_file():
             raise HelmFailed(
                 f"include/{addon.values}, the values of add-on {addon.name}, is missing", reason="values-missing"
             )
-        return _digest([path.read_bytes()])
+        return values_of(addon, self.include)
 
-    def _run(self, addon: Addon, arguments: Sequence[str], timeout_s: float, *, cluster: bool = True) -> str:
-        with self._environment() as environment:
-            command = [self.binary, *arguments]
-            if cluster:
-                command += ["--namespace", addon.namespace]
-            try:
-                done = subprocess.run(
-                    command,
-                    env=environment,
-                    capture_output=True,
-                    text=True,
-                    timeout=timeout_s,
-                    check=False,
-                    preexec_fn=_ends_with_us(),
-                )
-            except FileNotFoundError as error:
-                raise ToolMissing(f"helm is missing: {self.binary}") from error
-            except subprocess.TimeoutExpired as error:
-                raise HelmUnavailable(f"helm {arguments[0]} {addon.name} did not end in {timeout_s:.0f} s") from error
-        if done.returncode == 0:
-            return done.stdout
-        text = " ".join(redact(done.stderr or done.stdout).split())[-600:]
-        error_class = HelmUnavailable if _TRANSIENT.search(text) else HelmFailed
-        raise error_class(f"helm {arguments[0]} of {addon.name} ended with {done.returncode}: {text}")
+    def _value_files(self, addon: Addon, extra: Mapping[str, Any], work: Path) -> list[str]:
+        arguments = ["--values", str(self.include.path(addon.values))] if addon.values else []
+        if extra:
+            write_private(work / "outputs.json", json.dumps(extra))
+            arguments += ["--values", str(work / "outputs.json")]
+        return arguments
 
-    @contextmanager
-    def _environment(self) -> Iterator[dict[str, str]]:
-        """Helm's environment: an own home, and a kubeconfig that only we can read."""
-        with tempfile.TemporaryDirectory(prefix="nim-rollouts-helm-") as folder:
-            kubeconfig = Path(folder, "kubeconfig")
-            handle = os.open(kubeconfig, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w") as file:
-                json.dump(self._kubeconfig(), file)
-            yield {
-                **_inherited(),
-                "KUBECONFIG": str(kubeconfig),
-                "HELM_DRIVER": "secret",
-                "HELM_CACHE_HOME": f"{folder}/cache",
-                "HELM_CONFIG_HOME": f"{folder}/config",
-                "HELM_DATA_HOME": f"{folder}/data",
-            }
+    def _waiting(self, addon: Addon, wait_s: float | None) -> list[str]:
+        wait_s = wait_s if wait_s is not None else addon.wait_s
+        return ["--timeout", f"{int(wait_s or self.timeout_s)}s", *(["--wait"] if wait_s is not None else [])]
 
-    def _kubeconfig(self) -> Mapping[str, Any]:
-        access = self.cluster.access
-        server: dict[str, Any] = {"server": access.endpoint}
-        if access.ca_pem:
-            import base64
+    def _patience(self, addon: Addon, wait_s: float | None) -> float:
+        """Seconds until a Helm that says nothing is given up: after its own patience with the cluster."""
+        return (wait_s or addon.wait_s or self.timeout_s) + self.timeout_s
 
-            server["certificate-authority-data"] = base64.b64encode(access.ca_pem.encode()).decode()
-        return {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "cluster", "cluster": server}],
-            "users": [{"name": "user", "user": {"token": access.token()}}],
-            "contexts": [{"name": "context", "context": {"cluster": "cluster", "user": "user"}}],
-            "current-context": "context",
-        }
+    def _on_cluster(self, addon: Addon, arguments: Sequence[str], timeout_s: float) -> None:
+        self.process.run(arguments, about=addon.name, timeout_s=timeout_s, namespace=addon.namespace)
 
 
-def _ends_with_us() -> Callable[[], None] | None:
-    """What a child does before it becomes Helm: it asks the kernel for SIGKILL at the end of the thread that made it.
-
-    A task that is killed would otherwise leave its Helm at work beside the next try's, which takes it for dead. Linux
-    alone has this; None elsewhere.
-    """
-    libc = ctypes.CDLL(None)  # loaded before the fork: the child may not
-    if not hasattr(libc, "prctl"):
-        return None
-    parent = os.getpid()
-
-    def ask() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it was quicker
-            os._exit(1)
-
-    return ask
+def _labelled(definition: Mapping[str, Any], addon: Addon) -> dict[str, Any]:
+    metadata = definition["metadata"]
+    labels = {**(metadata.get("labels") or {}), ADDON_LABEL: addon.label}
+    return {**definition, "metadata": {**metadata, "labels": labels}}
 
 
-def _inherited() -> dict[str, str]:
-    """Our environment without what would send Helm elsewhere, and without what is none of its business: Airflow's
-    connections (the NGC key may be one), its keys, AWS credentials."""
-    kept_back = ("HELM_", "KUBE", "AIRFLOW", "_AIRFLOW", "AWS_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(kept_back)}
+def _revision(labels: Mapping[str, str]) -> HelmStatus:
+    return HelmStatus(
+        int(labels["version"]),
+        str(labels["status"]),
+        labels.get(CHART_LABEL),
+        labels.get(VALUES_LABEL),
+        labels.get(SOURCE_LABEL),
+    )
 
 
-def _digest(parts: Any) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()[:16]
+def _earlier(known: Sequence[HelmStatus], to: int | None) -> HelmStatus | None:
+    good = [one for one in known if one.status in _GOOD]
+    if to is not None:
+        return next((one for one in good if one.revision == to), None)
+    return next((one for one in reversed(good) if one.content != known[-1].content), None)
+
+
+def _is(newest: HelmStatus | None, chart_digest: str, values_digest: str) -> bool:
+    if newest is None or newest.status != "deployed":
+        return False
+    return newest.content == (_short(chart_digest), values_digest)
+
+
+def _refuse_changed(addon: Addon, newest: HelmStatus | None, chart: Chart) -> None:
+    """A published version that holds something else than when it was installed is told, never installed in silence."""
+    if newest is None or addon.is_local or addon.digest or newest.source != _source(addon):
+        return
+    if newest.chart_digest not in (None, _short(chart.digest)):
+        raise HelmFailed(
+            f"the chart of add-on {addon.name} has changed under the same version {addon.version}: installed is "
+            f"sha256:{newest.chart_digest}..., the repository has {chart.digest}",
+            hint="Find out who changed it; to take the new one, pin it with digest in the environment's file",
+            reason="chart-changed",
+        )
+
+
+def _source(addon: Addon) -> str:
+    return helm_charts.framed([f"{addon.repository or ''} {addon.chart} {addon.version}".encode()])[:_LABEL_DIGITS]
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:_LABEL_DIGITS]
+
+
+def _values_digest(*values: Mapping[str, Any]) -> str:
+    """Of what the values say; neither comments nor order count."""
+    texts = [json.dumps(one, sort_keys=True, default=str).encode() for one in values]
+    return helm_charts.framed(texts)[:_LABEL_DIGITS]

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from nim_rollouts.core.addons import Addon as Addon
+from nim_rollouts.core.addons import NodeOs
+from nim_rollouts.core.addons import Requires as Requires
 from nim_rollouts.core.errors import SpecError
 from nim_rollouts.core.fields import LabelName, ObjectName, Strict
 from nim_rollouts.core.yamlsource import parse, validate
@@ -63,37 +66,6 @@ class Terraform(Strict):
         return self
 
 
-class Requires(Strict):
-    """What must be there once the add-on is installed."""
-
-    crds: list[ObjectName] = Field(default_factory=list)
-    deployments: list[ObjectName] = Field(default_factory=list)
-
-
-class Addon(Strict):
-    """One Helm release. `chart` is a path relative to the repository's root, an oci:// address, or a chart's name
-    together with `repository`; `values` is a file of include/."""
-
-    name: LabelName
-    namespace: LabelName
-    chart: str = Field(min_length=1)
-    repository: str | None = None
-    version: str | None = None
-    values: str | None = None
-    requires: Requires = Field(default_factory=Requires)
-
-    @property
-    def is_local(self) -> bool:
-        """True when the chart is a folder of the checkout."""
-        return self.repository is None and "://" not in self.chart
-
-    @model_validator(mode="after")
-    def _pinned(self) -> Addon:
-        if not self.is_local and not self.version:
-            raise ValueError(f"{self.name}: a chart from a repository needs its version, so that a run can be repeated")
-        return self
-
-
 class Budgets(Strict):
     """How long each part may take, in seconds, before the wait for it ends with a reason. At most a day each: Airflow's
     own limit on a wait, which gives no reason, lies above all that they can add up to."""
@@ -137,10 +109,16 @@ class Environment(Strict):
     store: Annotated[FolderStore | S3Store, Field(discriminator="kind")]
     terraform: Terraform
     instance_types: list[str] = Field(min_length=1)
+    node_os: NodeOs = "bottlerocket"
     addons: list[Addon] = Field(default_factory=list)
     storage_class: ObjectName
     budgets: Budgets = Field(default_factory=Budgets)
     policies: Policies = Field(default_factory=Policies)
+
+    @property
+    def active_addons(self) -> list[Addon]:
+        """The add-ons that this environment's nodes call for, in order. The others were perhaps installed once."""
+        return [addon for addon in self.addons if addon.is_for(self.node_os)]
 
     @model_validator(mode="after")
     def _releases_differ(self) -> Environment:

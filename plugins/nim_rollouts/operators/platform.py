@@ -1,15 +1,11 @@
-"""What every deployment needs in the cluster: access, add-ons, storage class, namespace, proof that it all accepts."""
+"""What every deployment needs in the cluster: access, storage class, namespace, proof that it all accepts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nim_rollouts.core.errors import ApplyRejected, PlatformNotReady
 from nim_rollouts.operators.base import Facts, Stage, StageOperator
-
-if TYPE_CHECKING:
-    from nim_rollouts.core.environment import Addon
 
 OUTPUTS_STAGE = "terraform_outputs"
 
@@ -25,51 +21,6 @@ class ClusterAccessOperator(StageOperator):
         version = session.cluster.version()
         stage.log.info("cluster %s at %s runs %s", session.environment.cluster.name, session.access.endpoint, version)
         return {"cluster": session.environment.cluster.name, "endpoint": session.access.endpoint, "version": version}
-
-
-class HelmReleaseOperator(StageOperator):
-    """One add-on of the environment as a Helm release; untouched when chart and values are what is installed.
-
-    :param addon: its name in the environment's file
-    """
-
-    template_fields: Sequence[str] = (*StageOperator.template_fields, "addon")
-    claim_scopes = ("environment",)
-
-    def __init__(self, *, addon: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.addon = addon
-
-    @property
-    def stage_name(self) -> str:
-        """One stage an add-on."""
-        return f"{self.task_id}-{self.addon}"
-
-    def run(self, stage: Stage) -> Facts:
-        """Install or upgrade."""
-        from nim_rollouts.clients.helm import Helm
-
-        addon = self._addon(stage)
-        result = Helm(stage.session.cluster, stage.session.include).upgrade_install(addon)
-        stage.log.info("release %s: revision %s, %s%s", addon.name, result.revision, result.status,
-                       "" if result.changed else ", unchanged")  # fmt: skip
-        return {
-            "addon": addon.name,
-            "namespace": addon.namespace,
-            "changed": result.changed,
-            "revision": result.revision,
-            "status": result.status,
-            "chart_digest": result.chart_digest,
-        }
-
-    def _addon(self, stage: Stage) -> Addon:
-        for addon in stage.session.environment.addons:
-            if addon.name == self.addon:
-                return addon
-        raise PlatformNotReady(
-            f"the environment {stage.session.environment.name} has no add-on {self.addon} any more",
-            hint="Trigger a new run: the environment's file has changed since this one began",
-        )
 
 
 class ApplyPlatformOperator(StageOperator):

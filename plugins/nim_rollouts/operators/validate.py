@@ -170,7 +170,7 @@ class ValidateOperator(ClaimingOperator):
             "environment_generation": environment_claim.generation,
             "triggered_by": request.triggered_by,
             "instance_types": fitting,
-            "addons": [addon.name for addon in session.environment.addons],
+            "addons": [addon.name for addon in session.environment.active_addons],
             **image,
             **tools,
         }
@@ -301,6 +301,7 @@ def _ngc(session: Session, deployment: Deployment | None) -> dict[str, Any]:
 
 def check_tools(session: Session, problems: Problems) -> dict[str, Any]:
     """terraform and Helm are on this worker, and the files that they will be given exist."""
+    from nim_rollouts.clients.addon_files import addon_problems
     from nim_rollouts.clients.helm import find_binary
     from nim_rollouts.clients.terraform import Terraform
     from nim_rollouts.hooks.infrastructure import work_folder
@@ -311,9 +312,6 @@ def check_tools(session: Session, problems: Problems) -> dict[str, Any]:
     helm = problems.of(find_binary)
     if not any(root.glob("*.tf")):
         problems.add(SpecError(f"terraform.root: include/{environment.terraform.root} holds no terraform files"))
-    for addon in environment.addons:
-        if addon.is_local and not (include.repository / addon.chart).is_dir():
-            problems.add(SpecError(f"addons.{addon.name}.chart: there is no folder {addon.chart}"))
-        if addon.values and not include.path(addon.values).is_file():
-            problems.add(SpecError(f"addons.{addon.name}.values: there is no file include/{addon.values}"))
+    for problem in addon_problems(environment, include):
+        problems.add(problem)
     return {"terraform": terraform, "helm": helm}

@@ -83,7 +83,7 @@ def operators_of(session: Session, kind: str | None) -> tuple[Subject, ...]:
     """The Deployments of the add-on that brings this kind."""
     from nim_rollouts.core.verdicts import Subject
 
-    addons = [one for one in session.environment.addons if kind in one.requires.crds]
+    addons = [one for one in session.environment.active_addons if kind in one.requires.crds]
     return tuple(Subject("Deployment", name, one.namespace) for one in addons for name in one.requires.deployments)
 
 
@@ -91,7 +91,7 @@ def _platform(session: Session) -> Plan:
     from nim_rollouts.core.verdicts import Subject
 
     subjects: list[Subject] = []
-    for addon in session.environment.addons:
+    for addon in session.environment.active_addons:
         subjects += [Subject("CustomResourceDefinition", name) for name in addon.requires.crds]
         subjects += [Subject("Deployment", name, addon.namespace) for name in addon.requires.deployments]
     return Plan(tuple(subjects), session.environment.budgets.operator_s, "platform", budget="budgets.operator_s")

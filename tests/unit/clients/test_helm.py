@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from nim_rollouts.clients import helm_charts
 from nim_rollouts.clients.access import ClusterAccess
-from nim_rollouts.clients.helm import CHART_LABEL, Helm, _inherited, find_binary
+from nim_rollouts.clients.helm import CHART_LABEL, VALUES_LABEL, Helm, _values_digest, find_binary
+from nim_rollouts.clients.helm_process import HelmProcess, _inherited
 from nim_rollouts.clients.include import Include
 from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, NimRolloutsError, ToolMissing
 from nim_rollouts.core.spec import Addon
@@ -91,8 +93,8 @@ def test_what_helm_is_given(include: Include) -> None:
 
 def test_nothing_is_started_when_nothing_has_changed(include: Include) -> None:
     one, cluster = helm(include, "exit 9")
-    labels = {"version": "3", "status": "deployed", CHART_LABEL: one._chart_digest(ADDON)}
-    labels["nim-rollouts/values"] = one._values_digest(ADDON)
+    labels = {"version": "3", "status": "deployed", CHART_LABEL: digest(include)[7:47]}
+    labels[VALUES_LABEL] = _values_digest({"a": 1}, {})
     cluster.secrets = [{"metadata": {"labels": labels}}]
     result = one.upgrade_install(ADDON)
     assert (result.changed, result.revision, result.status) == (False, 3, "deployed")
@@ -101,13 +103,15 @@ def test_nothing_is_started_when_nothing_has_changed(include: Include) -> None:
         one.upgrade_install(ADDON)
 
 
+def digest(include: Include) -> str:
+    return helm_charts.fetch(HelmProcess("/no/helm"), ADDON, include, include.repository, 5).digest
+
+
 def test_digests_move_with_any_file(include: Include) -> None:
-    one, _ = helm(include, "exit 9")
-    before = one._chart_digest(ADDON)
+    before = digest(include)
+    assert before.startswith("sha256:") and len(before) == 71
     (include.repository / "charts" / "c" / "x").write_text("")
-    assert one._chart_digest(ADDON) != before
-    published = Addon(name="r", namespace="n", chart="c", repository="https://example.com", version="1")
-    assert one._chart_digest(published) != one._chart_digest(published.model_copy(update={"version": "2"}))
+    assert digest(include) != before
 
 
 @pytest.mark.parametrize(

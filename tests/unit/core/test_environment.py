@@ -49,7 +49,7 @@ def test_a_folder_store() -> None:
 
 
 def test_the_example_installs_the_published_chart() -> None:
-    addon = load().addons[0]
+    addon = next(one for one in load().addons if one.name == "nim-operator")
     assert (addon.chart, addon.repository, addon.version) == (
         "k8s-nim-operator",
         "https://helm.ngc.nvidia.com/nvidia",

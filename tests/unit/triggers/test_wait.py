@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nim_rollouts.clients.ledger import Ledger
+from nim_rollouts.core.addons import When
 from nim_rollouts.core.errors import (
     ClusterMissing,
     ClusterUnavailable,
@@ -104,6 +105,15 @@ async def test_a_restarted_triggerer_goes_on_with_the_deadline(waiting: World) -
     first = trigger()._prepare()[2]
     assert trigger()._prepare()[2] == first
     assert trigger(try_number=2)._prepare()[2] > first, "another try has time of its own"
+
+
+def test_what_is_not_installed_here_is_not_waited_for(waiting: World) -> None:
+    session = waiting.session()
+    (addon,) = session.environment.addons
+    required = addon.requires.model_copy(update={"crds": ["others.example.com"]})
+    other = addon.model_copy(update={"name": "other", "when": When(node_os="al2023"), "requires": required})
+    session.environment.addons[:] = [other, addon]
+    assert {one.name for one in plan_for("wait_platform", session).subjects} == set(addon.requires.crds)
 
 
 def test_each_step_has_its_budget_and_a_kind_its_operator(waiting: World) -> None:

@@ -1,0 +1,97 @@
+"""An add-on's end: its CRDs go after their operator, and the operator goes only when none of its custom resources is
+left: it has to let go of their finalizers. No chart is fetched for it: the CRDs that were applied carry a label."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from nim_rollouts.clients.cluster import Cluster, Object
+from nim_rollouts.clients.helm import Helm
+from nim_rollouts.clients.resources import Ref
+from nim_rollouts.core.addons import ADDON_LABEL, Addon
+from nim_rollouts.core.errors import LeftoversFound
+from nim_rollouts.core.manifests import MANAGED_BY, MANAGER
+
+CRD_API, CRD = "apiextensions.k8s.io/v1", "CustomResourceDefinition"
+_LOOK_S = 0.5
+_SHOWN = 10
+
+
+def definitions(cluster: Cluster, addon: Addon) -> list[Object]:
+    """The add-on's CRDs that the cluster has: those that it requires, and all that were applied with it, by name."""
+    required = (cluster.get(CRD_API, CRD, None, name) for name in addon.requires.crds)
+    found = [one for one in required if one is not None]
+    found += cluster.list(CRD_API, CRD, label_selector=f"{ADDON_LABEL}={addon.label}")
+    by_name = {one["metadata"]["name"]: one for one in found}
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def in_use(cluster: Cluster, found: list[Object]) -> list[str]:
+    """The custom resources that are left, as `Kind namespace/name`."""
+    left = []
+    for definition in found:
+        spec = definition["spec"]
+        version = next((one["name"] for one in spec["versions"] if one.get("served")), None)
+        if version is None:
+            continue  # nobody can see what is stored under it
+        kind = spec["names"]["kind"]
+        for one in cluster.list(f"{spec['group']}/{version}", kind):
+            namespace = one["metadata"].get("namespace")
+            left.append(f"{kind} {f'{namespace}/' if namespace else ''}{one['metadata']['name']}")
+    return left
+
+
+def refuse_in_use(cluster: Cluster, addon: Addon, found: list[Object]) -> None:
+    """Nothing, if no custom resource of these kinds is left.
+
+    :raises LeftoversFound: naming them
+    """
+    left = in_use(cluster, found)
+    if left:
+        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+        raise LeftoversFound(
+            f"the add-on {addon.name} is not removed, custom resources are left: {', '.join(left[:_SHOWN])}{more}",
+            hint="Delete them while the operator runs (it has to let go of its finalizers), then clear this task",
+        )
+
+
+def remove(cluster: Cluster, helm: Helm, addon: Addon, *, wait_s: float = 120) -> dict[str, Any]:
+    """In order: refused while custom resources are left; the release; the Secrets that we filled; its CRDs. What is
+    gone already is no error.
+
+    :returns: `uninstalled` and the `crds` that were removed
+    :raises LeftoversFound: custom resources are left; or a CRD has not gone within `wait_s`
+    """
+    found = definitions(cluster, addon)
+    refuse_in_use(cluster, addon, found)
+    uninstalled = helm.uninstall(addon, wait_s=wait_s)
+    refuse_in_use(cluster, addon, found)  # one that came meanwhile would lose its kind, and with it its finalizer
+    remove_secrets(cluster, addon)
+    for one in found:
+        cluster.delete(one, uid=one["metadata"]["uid"])
+    _wait_gone(cluster, [one["metadata"]["name"] for one in found], wait_s)
+    return {"uninstalled": uninstalled, "crds": [one["metadata"]["name"] for one in found]}
+
+
+def remove_secrets(cluster: Cluster, addon: Addon) -> None:
+    """Delete the Secrets that we filled for the add-on, where they are ours."""
+    for secret in addon.secrets:
+        _delete_own(cluster, Ref("v1", "Secret", secret.name, addon.namespace))
+
+
+def _delete_own(cluster: Cluster, ref: Ref) -> None:
+    live = cluster.get(ref.api_version, ref.kind, ref.namespace, ref.name)
+    if live is not None and (live["metadata"].get("labels") or {}).get(MANAGED_BY) == MANAGER:
+        cluster.delete(live, uid=live["metadata"]["uid"])
+
+
+def _wait_gone(cluster: Cluster, names: list[str], wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while left := [name for name in names if cluster.get(CRD_API, CRD, None, name) is not None]:
+        if time.monotonic() > deadline:
+            raise LeftoversFound(
+                f"{Ref(CRD_API, CRD, left[0])} has not gone within {wait_s:.0f} s",
+                hint="Its last custom resources wait for a finalizer: see that the operator runs, clear this task",
+            )
+        time.sleep(_LOOK_S)

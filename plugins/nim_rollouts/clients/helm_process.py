@@ -1,0 +1,195 @@
+"""Running Helm: where it is found, what it is told of the cluster, what it sees of our environment, how it ends.
+
+The token is in a kubeconfig file of mode 0600 that lives as long as the call, not in argv.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nim_rollouts.clients.access import ClusterAccess
+from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, ToolMissing, redact
+
+BINARY_VARIABLE = "HELM"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_SHOWN = 600
+_TRANSIENT = re.compile(
+    r"connection refused|connection reset|i/o timeout|TLS handshake timeout|EOF|context deadline exceeded|no such host|"
+    r"Kubernetes cluster unreachable|another operation .* in progress|too many requests|\b50[0234]\b|\b429\b",
+    re.IGNORECASE,
+)
+# Helm 4's words for what it waited for in vain; the deadline alone may as well be that of a request.
+_NOT_READY = re.compile(r"not ready\. status: |timed out waiting for", re.IGNORECASE)
+_HOOK = re.compile(r"hooks? failed|failed (pre|post)-|hook .* failed", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Done:
+    """Both outputs of a Helm that ended well."""
+
+    stdout: str
+    stderr: str
+
+
+class HelmEnded(Exception):
+    """Helm ended with an error. `text`: its own words, shortened, without secrets."""
+
+    def __init__(self, what: str, code: int, text: str) -> None:
+        self.what, self.code, self.text = what, code, text
+        super().__init__(f"helm {what} ended with {code}: {text}")
+
+    @property
+    def is_transient(self) -> bool:
+        """The other side did not answer. Objects that did not become ready are no such case."""
+        return bool(_TRANSIENT.search(self.text)) and not _NOT_READY.search(self.text)
+
+    @property
+    def why(self) -> str:
+        """What kind of failure it is, in a word or three."""
+        if _HOOK.search(self.text):
+            return "a hook failed"
+        if _NOT_READY.search(self.text):
+            return "not ready in time"
+        return "the cluster does not answer" if self.is_transient else "refused"
+
+    def as_error(self) -> HelmFailed | HelmUnavailable:
+        """The error of our tree."""
+        return (HelmUnavailable if self.is_transient else HelmFailed)(str(self))
+
+
+def find_binary() -> str:
+    """The helm to use: the environment variable HELM, else `helm` on PATH.
+
+    :raises ToolMissing: there is none
+    """
+    named = os.environ.get(BINARY_VARIABLE)
+    found = shutil.which(named or "helm")
+    if found is None:
+        raise ToolMissing(
+            f"helm is missing: {f'{BINARY_VARIABLE}={named} is no program' if named else 'it is not on PATH'}",
+            hint=f"Install Helm 4 on every worker, or name it in the environment variable {BINARY_VARIABLE}",
+        )
+    return found
+
+
+class HelmProcess:
+    """Starts Helm, each time with a home of its own.
+
+    :param access: the cluster; None for what needs none
+    """
+
+    def __init__(self, binary: str, access: ClusterAccess | None = None) -> None:
+        self.binary, self.access = binary, access
+
+    def run(self, arguments: Sequence[str], *, about: str, timeout_s: float, namespace: str | None = None) -> Done:
+        """Run to the end.
+
+        :param about: whose release or chart, for messages
+        :param namespace: with it the cluster is used, without it Helm knows none
+        :raises HelmEnded: with an error
+        :raises HelmUnavailable: not ended within `timeout_s`; it is killed
+        """
+        command = [self.binary, *arguments, *(["--namespace", namespace] if namespace else [])]
+        with self._environment(with_cluster=namespace is not None) as environment:
+            try:
+                done = subprocess.run(
+                    command,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    timeout=timeout_s,
+                    check=False,
+                    preexec_fn=_ends_with_us(),
+                )
+            except FileNotFoundError as error:
+                raise ToolMissing(f"helm is missing: {self.binary}") from error
+            except subprocess.TimeoutExpired as error:
+                raise HelmUnavailable(f"helm {arguments[0]} of {about} did not end in {timeout_s:.0f} s") from error
+        if done.returncode == 0:
+            return Done(done.stdout, done.stderr)
+        raise HelmEnded(f"{arguments[0]} of {about}", done.returncode, _last_words(done.stderr or done.stdout))
+
+    @contextmanager
+    def _environment(self, *, with_cluster: bool) -> Iterator[dict[str, str]]:
+        """Helm's environment: an own home, and a kubeconfig that only we can read."""
+        with tempfile.TemporaryDirectory(prefix="nim-rollouts-helm-") as folder:
+            kubeconfig = Path(folder, "kubeconfig")
+            if with_cluster:
+                write_private(kubeconfig, json.dumps(self._kubeconfig()))
+            yield {
+                **_inherited(),
+                "KUBECONFIG": str(kubeconfig),
+                "HELM_DRIVER": "secret",
+                "HELM_CACHE_HOME": f"{folder}/cache",
+                "HELM_CONFIG_HOME": f"{folder}/config",
+                "HELM_DATA_HOME": f"{folder}/data",
+            }
+
+    def _kubeconfig(self) -> Mapping[str, Any]:
+        access = self.access
+        assert access is not None
+        server: dict[str, Any] = {"server": access.endpoint}
+        if access.ca_pem:
+            import base64
+
+            server["certificate-authority-data"] = base64.b64encode(access.ca_pem.encode()).decode()
+        return {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "cluster", "cluster": server}],
+            "users": [{"name": "user", "user": {"token": access.token()}}],
+            "contexts": [{"name": "context", "context": {"cluster": "cluster", "user": "user"}}],
+            "current-context": "context",
+        }
+
+
+def write_private(path: Path, text: str) -> None:
+    """A new file that only we can read."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+
+
+def _last_words(text: str) -> str:
+    """The error itself: Helm logs the same before it, with more quoting."""
+    said = redact(text)
+    _, mark, error = said.rpartition("Error: ")
+    return " ".join((error if mark else said).split())[-_SHOWN:]
+
+
+def _ends_with_us() -> Callable[[], None] | None:
+    """What a child does before it becomes Helm: it asks the kernel for SIGKILL at the end of the thread that made it.
+
+    A task that is killed would otherwise leave its Helm at work beside the next try's, which takes it for dead. Linux
+    alone has this; None elsewhere.
+    """
+    libc = ctypes.CDLL(None)  # loaded before the fork: the child may not
+    if not hasattr(libc, "prctl"):
+        return None
+    parent = os.getpid()
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was quicker
+            os._exit(1)
+
+    return ask
+
+
+def _inherited() -> dict[str, str]:
+    """Our environment without what would send Helm elsewhere, and without what is none of its business: Airflow's
+    connections (the NGC key may be one), its keys, AWS credentials."""
+    kept_back = ("HELM_", "KUBE", "AIRFLOW", "_AIRFLOW", "AWS_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(kept_back)}
