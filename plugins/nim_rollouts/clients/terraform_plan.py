@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nim_rollouts.clients.terraform_events import Progress
 
+from nim_rollouts.core.cost import sizes
+
 Change = tuple[str, str]
 """(resource address, action), where the action is create, update, replace, delete or forget."""
 
@@ -186,7 +188,7 @@ def explained(summary: PlanSummary, shown: dict[str, Any]) -> PlanSummary:
     """The same summary, with the attributes that force each replacement."""
     forced = {one["address"]: _forced(one) for one in shown.get("resource_changes", [])}
     details = [{**one, "forced_by": forced.get(one["address"], [])} for one in summary.details]
-    return replace(summary, details=details)
+    return replace(summary, details=details, sizes=sizes(shown))
 
 
 def planned_values(shown: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`cluster.py create NAME SUBNETS ROLE ADMIN OWNER` and `cluster.py delete NAME`: an EKS cluster with one node group."""
+"""`cluster.py create NAME SUBNETS ROLE ADMIN OWNER`, `cluster.py delete NAME`: an EKS cluster with one node group."""
 
 from __future__ import annotations
 
