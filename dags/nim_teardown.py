@@ -8,6 +8,7 @@ from __future__ import annotations
 from airflow.sdk import DAG, Param, TriggerRule
 
 from nim_rollouts.operators.base import DEFAULT_ARGS
+from nim_rollouts.operators.finalizers import ApproveFinalizersOperator
 from nim_rollouts.operators.teardown import (
     ConcludeTeardownOperator,
     DeleteCachesOperator,
@@ -20,6 +21,10 @@ from nim_rollouts.operators.teardown_platform import (
     DeleteNamespacesOperator,
     DeleteStorageClassOperator,
     FreeNetworkOperator,
+)
+from nim_rollouts.operators.teardown_terraform import (
+    ApproveDestroyOperator,
+    PlanDestroyOperator,
     TerraformDestroyOperator,
     VerifyGoneOperator,
 )
@@ -49,7 +54,9 @@ with DAG(
     tags=["nim", "teardown"],
 ) as dag:
     validate = ValidateTeardownOperator(task_id="validate")
-    delete_services = DeleteServicesOperator(task_id="delete_services")
+    # Asks where an operator is gone and its finalizers are not; else it skips itself, alone.
+    approve_finalizers = ApproveFinalizersOperator(task_id="approve_finalizers")
+    delete_services = DeleteServicesOperator(task_id="delete_services", trigger_rule=TriggerRule.NONE_FAILED)
     wait_services_gone = WaitGoneOperator(task_id="wait_services_gone")
     delete_caches = DeleteCachesOperator(task_id="delete_caches")
     wait_caches_gone = WaitGoneOperator(task_id="wait_caches_gone")
@@ -64,13 +71,15 @@ with DAG(
     wait_network_free = WaitGoneOperator(task_id="wait_network_free")
     uninstall_karpenter = UninstallKarpenterOperator(task_id="uninstall_karpenter")
     delete_storage_class = DeleteStorageClassOperator(task_id="delete_storage_class")
-    # Skips itself and the proof when the infrastructure is to stay.
+    # Skips itself and what follows when the infrastructure is to stay.
+    plan_destroy = PlanDestroyOperator(task_id="plan_destroy")
+    approve_destroy = ApproveDestroyOperator(task_id="approve_destroy")
     terraform_destroy = TerraformDestroyOperator(task_id="terraform_destroy")
     verify_gone = VerifyGoneOperator(task_id="verify_gone")
     conclude = ConcludeTeardownOperator(task_id="conclude", trigger_rule=TriggerRule.ALL_DONE)
 
-    validate >> delete_services >> wait_services_gone >> delete_caches >> wait_caches_gone >> delete_namespaces
-    delete_namespaces >> delete_node_pools >> wait_nodes_gone >> [delete_node_classes, free_network]
+    validate >> approve_finalizers >> delete_services >> wait_services_gone >> delete_caches >> wait_caches_gone
+    wait_caches_gone >> delete_namespaces >> delete_node_pools >> wait_nodes_gone >> [delete_node_classes, free_network]
     [delete_node_classes, free_network] >> uninstall_addons >> wait_network_free
-    wait_network_free >> [uninstall_karpenter, delete_storage_class] >> terraform_destroy
-    terraform_destroy >> verify_gone >> conclude
+    wait_network_free >> [uninstall_karpenter, delete_storage_class] >> plan_destroy
+    plan_destroy >> approve_destroy >> terraform_destroy >> verify_gone >> conclude

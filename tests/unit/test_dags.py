@@ -91,16 +91,17 @@ def test_the_order_of_a_teardown(dags: dict) -> None:
     """Each before what it needs to disappear: services before caches, node pools before Karpenter, all of the cluster
     before what it stands on."""
     wanted = [
-        "validate", "delete_services", "wait_services_gone", "delete_caches", "wait_caches_gone", "delete_namespaces",
-        "delete_node_pools", "wait_nodes_gone", "delete_node_classes", "uninstall_addons", "wait_network_free",
-        "uninstall_karpenter", "terraform_destroy", "verify_gone", "conclude",
+        "validate", "approve_finalizers", "delete_services", "wait_services_gone", "delete_caches", "wait_caches_gone",
+        "delete_namespaces", "delete_node_pools", "wait_nodes_gone", "delete_node_classes", "uninstall_addons",
+        "wait_network_free", "uninstall_karpenter", "plan_destroy", "approve_destroy", "terraform_destroy",
+        "verify_gone", "conclude",
     ]  # fmt: skip
     dag = dags["nim_teardown"]
     for task, after in zip(wanted, wanted[1:], strict=False):
         assert after in dag.get_task(task).downstream_task_ids
     assert dag.get_task("free_network").upstream_task_ids == {"wait_nodes_gone"}
     assert dag.get_task("free_network").downstream_task_ids == {"uninstall_addons"}
-    assert dag.get_task("delete_storage_class").downstream_task_ids == {"terraform_destroy"}
+    assert dag.get_task("delete_storage_class").downstream_task_ids == {"plan_destroy"}
     assert [task.task_id for task in dag.leaves] == ["conclude"]
 
 

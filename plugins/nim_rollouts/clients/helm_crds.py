@@ -67,12 +67,17 @@ def remove(cluster: Cluster, helm: Helm, addon: Addon, *, wait_s: float = 120) -
     refuse_in_use(cluster, addon, found)
     uninstalled = helm.uninstall(addon, wait_s=wait_s)
     refuse_in_use(cluster, addon, found)  # one that came meanwhile would lose its kind, and with it its finalizer
-    for secret in addon.secrets:
-        _delete_own(cluster, Ref("v1", "Secret", secret.name, addon.namespace))
+    remove_secrets(cluster, addon)
     for one in found:
         cluster.delete(one, uid=one["metadata"]["uid"])
     _wait_gone(cluster, [one["metadata"]["name"] for one in found], wait_s)
     return {"uninstalled": uninstalled, "crds": [one["metadata"]["name"] for one in found]}
+
+
+def remove_secrets(cluster: Cluster, addon: Addon) -> None:
+    """Delete the Secrets that we filled for the add-on, where they are ours."""
+    for secret in addon.secrets:
+        _delete_own(cluster, Ref("v1", "Secret", secret.name, addon.namespace))
 
 
 def _delete_own(cluster: Cluster, ref: Ref) -> None:

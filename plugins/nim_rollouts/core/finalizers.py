@@ -97,6 +97,28 @@ def checksum(stuck: Sequence[Held], run_id: str) -> str:
     return hashlib.sha256(json.dumps([run_id, listed]).encode()).hexdigest()
 
 
+def question_text(stuck: Sequence[Held], environment: str, asker: str) -> tuple[str, str]:
+    """Subject and body (Markdown) of the question whether these may be removed."""
+    keepers = sorted({one.keeper.name for one in stuck})
+    rows = [
+        f"| {one.kind} | `{one.name}` | {one.namespace or ''} | `{one.finalizer}` | {one.keeper.name} | `{one.uid}` |"
+        for one in stuck
+    ]
+    promises = [f"- `{name}`: {KEEPERS[name].promise}." for name in sorted({one.finalizer for one in stuck})]
+    parts = [
+        f"**{asker}** takes down environment `{environment}`. These objects are to go, and each waits for a controller"
+        f" that is **not there**: {', '.join(keepers)}.",
+        "\n".join(["| kind | name | namespace | finalizer | whose | uid |", "|---|---|---|---|---|---|", *rows]),
+        "**Better than yes:** install the controller again (its add-on, of the same version, with Helm or by"
+        " `nim_deploy`), answer no, and trigger the teardown again: the controller then removes its finalizers itself,"
+        " and nobody is asked.",
+        "**Yes** removes exactly these finalizers from exactly these objects. What the controller does before it lets"
+        " go is then done by nobody:\n\n" + "\n".join(promises),
+        "**No, or no answer in time:** nothing is deleted, nothing is removed.",
+    ]
+    return f"{environment}: remove {len(stuck)} finalizers that have no controller", "\n\n".join(parts)
+
+
 def hanging(verdict: Verdict, obj: Object | None, missing: Sequence[str], away: Blocker | None) -> Verdict:
     """The verdict on the disappearance of an object, when its controller is away.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 # Parsed in 0.1 s; the parse budget of tests/unit/test_dags.py holds with it.
 from airflow.providers.standard.operators.hitl import ApprovalOperator  # noqa: TID253
@@ -36,7 +36,7 @@ class AskOperator(StageOperator, ApprovalOperator):
     """
 
     template_fields: Sequence[str] = StageOperator.template_fields
-    claim_scopes = ("environment",)
+    claim_scopes: ClassVar[tuple[str, ...]] = ("environment",)
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(subject="", body="", defaults=ApprovalOperator.REJECT, **kwargs)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from nim_rollouts.core.teardown import Scope, refusals
 from nim_rollouts.operators.base import Facts, Stage, StageOperator
 from nim_rollouts.operators.decide import FAILED, ConcludeOperator, why
+from nim_rollouts.operators.finalizers import free
 from nim_rollouts.operators.validate import ClaimingOperator, Problems, check_tools
 
 if TYPE_CHECKING:
@@ -103,12 +104,7 @@ class DeletingOperator(StageOperator):
 
     def selector(self, stage: Stage) -> str:
         """Labels of what this run concerns."""
-        from nim_rollouts.core.manifests import DEPLOYMENT_LABEL, ENVIRONMENT_LABEL, MANAGED_BY, MANAGER
-
-        labels = {MANAGED_BY: MANAGER, ENVIRONMENT_LABEL: stage.session.environment.name}
-        if self.deployment:
-            labels[DEPLOYMENT_LABEL] = self.deployment
-        return ",".join(f"{name}={value}" for name, value in labels.items())
+        return marks(stage, self.deployment)
 
     def delete(
         self, stage: Stage, cluster: Cluster, objects: Iterable[Object], also: Iterable[Object] = ()
@@ -121,7 +117,7 @@ class DeletingOperator(StageOperator):
         """
         from nim_rollouts.core.manifests import DEPLOYMENT_LABEL
 
-        objects = list(objects)
+        objects, also = list(objects), list(also)
         removed = self.named_all([*objects, *also])
         stage.intend({"removed": removed})
         generations = stage.session.facts("validate")["deployments"]
@@ -133,6 +129,7 @@ class DeletingOperator(StageOperator):
             owner = (metadata.get("labels") or {}).get(DEPLOYMENT_LABEL)
             cluster.delete(obj, uid=metadata["uid"], generation=generations.get(owner))
             stage.log.info("%s/%s: deletion ordered", obj["kind"], metadata["name"])
+        free(stage, cluster, [*objects, *also])
         return removed
 
     @staticmethod
@@ -223,6 +220,16 @@ class ConcludeTeardownOperator(ConcludeOperator):
         if all(states.get(task) == "success" for task in decisive):
             return GONE, None
         return FAILED, why(stage, states)
+
+
+def marks(stage: Stage, deployment: str) -> str:
+    """The label selector of what is ours: of one deployment, or of the environment when none is named."""
+    from nim_rollouts.core.manifests import DEPLOYMENT_LABEL, ENVIRONMENT_LABEL, MANAGED_BY, MANAGER
+
+    labels = {MANAGED_BY: MANAGER, ENVIRONMENT_LABEL: stage.session.environment.name}
+    if deployment:
+        labels[DEPLOYMENT_LABEL] = deployment
+    return ",".join(f"{name}={value}" for name, value in labels.items())
 
 
 def is_going(obj: Object) -> bool:

@@ -5,7 +5,7 @@ An operator leaves only when none of its custom resources is left that needs it;
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from nim_rollouts.core.errors import LeftoversFound
 from nim_rollouts.operators.base import Facts, Stage
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from nim_rollouts.clients.cluster import Cluster, Object
     from nim_rollouts.core.environment import Addon
 
-CRD_API = "apiextensions.k8s.io/v1"
 #: Who brings this definition launches nodes, and goes last of all add-ons.
 NODEPOOLS = "nodepools.karpenter.sh"
 # Helm marks every object of a release with both.
@@ -31,6 +30,7 @@ class UninstallAddonsOperator(DeletingOperator):
 
     def run(self, stage: Stage) -> Facts:
         """The operator goes last of all that its custom resources need, and only once none of them is left."""
+        from nim_rollouts.clients import helm_crds
         from nim_rollouts.clients.helm import Helm
 
         cluster = self.cluster(stage)
@@ -41,24 +41,19 @@ class UninstallAddonsOperator(DeletingOperator):
         helm = Helm(cluster, stage.session.include)
         uninstalled, gone = [], []
         for addon in reversed(concerned):
-            definitions = self._definitions(cluster, helm, addon)
+            definitions = helm_crds.definitions(cluster, addon)
             self._refuse_in_use(cluster, addon, definitions)
             stage.check_claims()
             if helm.uninstall(addon, wait_s=stage.session.environment.budgets.delete_s):
                 uninstalled.append(addon.name)
                 stage.log.info("release %s uninstalled", addon.name)
+            helm_crds.remove_secrets(cluster, addon)
             gone += [one["metadata"]["name"] for one in definitions]
             self._delete_definitions(stage, cluster, addon, definitions)
         return {"uninstalled": uninstalled, "crds": gone}
 
     def before(self, cluster: Cluster) -> None:
         """What must hold before anything is uninstalled."""
-
-    @staticmethod
-    def _definitions(cluster: Cluster, helm: Any, addon: Addon) -> list[Object]:
-        names = {*addon.requires.crds, *(one["metadata"]["name"] for one in helm.crds(addon))}
-        found = (cluster.get(CRD_API, "CustomResourceDefinition", None, name) for name in sorted(names))
-        return [one for one in found if one is not None]
 
     @staticmethod
     def _refuse_in_use(cluster: Cluster, addon: Addon, definitions: list[Object]) -> None:

@@ -1,18 +1,16 @@
-"""Down in order, the platform's part: namespaces, load balancers, storage class, infrastructure; and proof that it is
-gone. What is somebody else's is named, and never deleted."""
+"""Down in order, the platform's part: namespaces, what holds the network, storage class. What is somebody else's is
+named, and never deleted."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from nim_rollouts.core.errors import LeftoversFound, NimRolloutsError
+from nim_rollouts.core.errors import LeftoversFound
 from nim_rollouts.core.teardown import Scope
 from nim_rollouts.operators.base import Facts, Stage
-from nim_rollouts.operators.inventory import InventoryOperator
 from nim_rollouts.operators.teardown import DeletingOperator
 from nim_rollouts.operators.teardown_addons import is_released
 from nim_rollouts.operators.teardown_nodes import launched_nodes
-from nim_rollouts.operators.terraform import TerraformStage
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.cluster import Cluster, Object
@@ -119,49 +117,3 @@ class FreeNetworkOperator(DeletingOperator):
             )
 
         return [one for one in cluster.list(INGRESS_API, "Ingress") if is_concerned(one)]
-
-
-class TerraformDestroyOperator(TerraformStage):
-    """Everything in the state, planned and destroyed. Nothing in it is no error."""
-
-    def run(self, stage: Stage) -> Facts:
-        """Refused while a launched node is left: its instance would outlive the cluster. Skipped, with the proof after
-        it, when the infrastructure is to stay."""
-        from airflow.sdk.exceptions import AirflowSkipException
-
-        from nim_rollouts.hooks.infrastructure import variables
-        from nim_rollouts.hooks.inventory import naming_holders, remember_networks
-
-        if stage.session.facts("validate")["scope"] != Scope.EVERYTHING:
-            raise AirflowSkipException("the platform alone was to go: the infrastructure stays")
-
-        cluster = stage.session.cluster_if_any()
-        nodes = launched_nodes(cluster) if cluster else []
-        if nodes:
-            raise LeftoversFound(
-                f"launched nodes have come back: {', '.join(one['metadata']['name'] for one in nodes)}",
-                hint="See who asks for them, then clear free_network and the tasks after it",
-            )
-        environment, terraform = stage.session.environment, self.terraform(stage)
-        # Once the state is empty, nothing else says in which network an untagged thing would lie.
-        remember_networks(environment, stage.session.store, terraform.output())
-        try:
-            destroyed = terraform.destroy(variables(environment))
-        except NimRolloutsError as error:
-            if error.reason != "dependency-violation":
-                raise
-            raise naming_holders(environment, stage.session.store, error) from error
-        return destroyed.as_facts()
-
-
-class VerifyGoneOperator(InventoryOperator):
-    """Looks again everywhere: the state, and AWS itself."""
-
-    claim_scopes: ClassVar[tuple[str, ...]] = ("environment",)
-    reads_only: ClassVar[bool] = False
-
-    def run(self, stage: Stage) -> Facts:
-        """Empty is success; leftovers are listed; not being able to look is neither."""
-        facts = super().run(stage)
-        stage.log.info("nothing is left: the state is empty, AWS has nothing of the environment")
-        return {"state": "empty", "aws": "empty"} | facts

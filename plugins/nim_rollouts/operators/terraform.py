@@ -79,11 +79,14 @@ class TerraformPlanOperator(TerraformStage):
 class TerraformApplyOperator(TerraformStage):
     """Applies the plan of this run, if it may be applied."""
 
+    #: Whose plan.
+    plan_stage: ClassVar[str] = PLAN_STAGE
+
     def run(self, stage: Stage) -> Facts:
         """Nothing to change: done without starting terraform."""
         from nim_rollouts.clients.terraform_plan import PlanSummary
 
-        planned = stage.session.facts(PLAN_STAGE)
+        planned = stage.session.facts(self.plan_stage)
         plan = PlanSummary.from_facts(planned)
         if not plan.has_changes:
             stage.log.info("the plan has no changes: nothing to apply")

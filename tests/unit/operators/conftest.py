@@ -17,6 +17,7 @@ from nim_rollouts.clients import claims
 from nim_rollouts.clients.cluster import ApplyResult
 from nim_rollouts.clients.include import Include
 from nim_rollouts.core.errors import ApplyRejected
+from nim_rollouts.core.manifests import DEPLOYMENT_LABEL, ENVIRONMENT_LABEL, MANAGED_BY, MANAGER
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators.base import Stage, StageOperator
 
@@ -41,7 +42,7 @@ budgets: {delete_s: 5}
 
 
 class FakeCluster:
-    """Objects by (kind, namespace, name). Deletes at once, unless a name is in `staying`."""
+    """Objects by (kind, namespace, name). Deletes at once what has no finalizer, the rest when the last one goes."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str | None, str], dict[str, Any]] = {}
@@ -96,7 +97,10 @@ class FakeCluster:
         if resource_version and live["metadata"]["resourceVersion"] != resource_version:
             return False
         self.log.append(f"delete {obj['kind']}/{obj['metadata']['name']}")
-        del self.objects[key]
+        if live["metadata"].get("finalizers"):
+            live["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        else:
+            del self.objects[key]
         return True
 
     def patch(self, obj: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any] | None:
@@ -108,6 +112,9 @@ class FakeCluster:
         self.log.append(f"patch {obj['kind']}/{obj['metadata']['name']}")
         new = _merged(live, changes)
         new["metadata"]["resourceVersion"] = str(int(live["metadata"]["resourceVersion"]) + 1)
+        if new["metadata"].get("deletionTimestamp") and not new["metadata"].get("finalizers"):
+            del self.objects[key]
+            return new
         return self.put(new)
 
     def logs(self, namespace: str, pod: str, container: str | None = None, **_: Any) -> str:
@@ -253,3 +260,62 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
     monkeypatch.setattr("nim_rollouts.operators.model.wait_gone", gone)
     # There is no AWS either, with anything in it.
     monkeypatch.setattr("nim_rollouts.hooks.remains.look", lambda session, cloud, removed: [])
+
+
+# --- teardowns ------------------------------------------------------------------------------------------------------
+
+OURS = {MANAGED_BY: MANAGER, ENVIRONMENT_LABEL: "test"}
+CRD = "nimcaches.apps.nvidia.com"
+
+
+def obj(kind: str, name: str, namespace: str | None = None, labels: Any = None, **rest: Any) -> dict[str, Any]:
+    place = {"namespace": namespace} if namespace else {}
+    return {"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "labels": labels or {}, **place}, **rest}
+
+
+def run(world: World, cls: type, name: str) -> dict[str, Any]:
+    operator = cls(task_id=name)
+    operator.deployment = ""
+    facts = operator.run(world.stage(name, deployment=""))
+    world.session(deployment="").ledger.record(name, 1, "result", facts)
+    return facts
+
+
+def karpenters(
+    down: World, kind: str, name: str, labels: Any = None, status: Any = None, **metadata: Any
+) -> dict[str, Any]:
+    made = obj(kind, name, labels=labels, status=status or {})
+    made["metadata"].update(metadata)
+    return down.cluster.put(made)
+
+
+@pytest.fixture
+def down(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A validated teardown of the whole platform, on a cluster with one deployment and a neighbour's objects."""
+    from nim_rollouts.operators import teardown
+
+    monkeypatch.setattr("nim_rollouts.hooks.runs.is_ended", lambda holder: True)
+    monkeypatch.setattr("nim_rollouts.operators.teardown.check_tools", lambda session, problems: {})
+    operator = teardown.ValidateTeardownOperator(task_id="validate")
+    world.prepared(operator, monkeypatch)
+    operator.deployment, operator.scope, operator.confirm = "", "everything", ENVIRONMENT
+    operator.execute(world.context("validate"))
+    mine = {**OURS, DEPLOYMENT_LABEL: DEPLOYMENT}
+    for kind in ("NIMService", "Service", "Job", "ConfigMap", "NIMCache"):
+        world.cluster.put(obj(kind, f"my-{kind.lower()}", "nim-service", mine))
+        world.cluster.put(obj(kind, f"their-{kind.lower()}", "elsewhere"))
+    return world
+
+
+@pytest.fixture
+def helm(down: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Helm's calls, and the CRD of its chart in the cluster."""
+    calls: list[str] = []
+    fake = SimpleNamespace(
+        crds=lambda addon: [{"metadata": {"name": CRD}}],
+        uninstall=lambda addon, wait_s: calls.append(f"uninstall {addon.name}") or True,
+    )
+    monkeypatch.setattr("nim_rollouts.clients.helm.Helm", lambda cluster, include: fake)
+    names = {"group": "apps.nvidia.com", "names": {"kind": "NIMCache"}, "versions": [{"name": "v1", "served": True}]}
+    down.cluster.put(obj("CustomResourceDefinition", CRD, spec=names))
+    return calls

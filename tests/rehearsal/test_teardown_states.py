@@ -1,0 +1,325 @@
+"""A teardown begun from ten half-finished states, on a real control plane with real terraform and Helm: it ends with
+nothing left, or says what it waits for.
+
+No Airflow runs here: the tasks of both pipelines are run one after the other in this process. The states follow each
+other on one control plane, so each begins where the one before has proven that nothing was left.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from nim_rollouts.clients.approvals import read_answer
+from nim_rollouts.clients.cluster import Cluster
+from nim_rollouts.clients.helm import Helm
+from nim_rollouts.hooks.session import Session
+from nim_rollouts.operators.finalizers import FREED
+from rehearsal.aws.environment import environment as aws_environment
+from rehearsal.aws.inventory import inventory
+from rehearsal.config import Rehearsal
+from tests.rehearsal.plane import Plane, standing
+from tests.rehearsal.without_airflow import ROOT, Pipelines, Run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+NAME = "half"
+DEPLOYMENT = "meta-llama3-8b-instruct"
+NAMESPACE = "nim-service"
+NIM_API = "apps.nvidia.com/v1alpha1"
+#: Of a deploy here: the infrastructure stands already, and there is nobody to measure.
+_INFRASTRUCTURE = ("terraform_plan", "approve_plan", "terraform_apply")
+
+_FILE = """
+apiVersion: nim-rollouts/v1
+kind: Environment
+name: {name}
+region: us-west-2
+cluster: {{name: {name}}}
+store: {{kind: folder, path: {store}}}
+terraform:
+  root: terraform/teardown_root
+  state: {{bucket: nim-rollouts-tfstate, key: {name}/terraform.tfstate}}
+  variables:
+    python: {python}
+    admin_principal_arns: [arn:aws:iam::123456789012:user/moto]
+    only_network: {only_network}
+instance_types: [g5.12xlarge]
+addons:
+  - name: nim-operator
+    namespace: nim-operator
+    chart: rehearsal/charts/k8s-nim-operator
+    values: helm/nim-operator.yaml
+    requires:
+      crds: [nimcaches.apps.nvidia.com, nimservices.apps.nvidia.com, nimpipelines.apps.nvidia.com]
+      deployments: [nim-operator-k8s-nim-operator]
+storage_class: efs-sc-dynamic
+budgets: {{delete_s: 90, operator_s: 60, cache_s: 120, service_s: 120, node_launch_s: 60}}
+policies: {{cloud_look_s: 1}}
+"""
+
+
+class Ground:
+    """One control plane, one environment, and its pipelines."""
+
+    def __init__(self, plane: Plane, folder: Path, pipelines: Pipelines) -> None:
+        self.r: Rehearsal = plane.r
+        self.pipelines, self.folder = pipelines, folder
+        self.environment_file = folder / "repo" / "include" / "environments" / f"{NAME}.yaml"
+
+    def write(self, *, only_network: bool = False) -> None:
+        text = _FILE.format(name=NAME, store=self.folder / "store", python=sys.executable,
+                            only_network=str(only_network).lower())  # fmt: skip
+        self.environment_file.write_text(text)
+
+    def deploy(self, until: str, *, but: tuple[str, ...] = (*_INFRASTRUCTURE, "verify_platform")) -> Run:
+        params = {"environment": NAME, "deployment": DEPLOYMENT, "strategy": "replace", "skip_benchmark": "True"}
+        run = self.pipelines.run("nim_deploy", params, until=until, but=but)
+        assert run.failed == []
+        return run
+
+    def teardown(self, scope: str = "platform", **how: Any) -> Run:
+        params = {"environment": NAME, "scope": scope, "confirm": NAME}
+        return self.pipelines.run("nim_teardown", params, **how)
+
+    @property
+    def cluster(self) -> Cluster:
+        return Session(NAME, "", "by-hand").cluster
+
+    def objects(self, kind: str, api_version: str = NIM_API) -> list[dict[str, Any]]:
+        return self.cluster.list(api_version, kind)
+
+    def aws(self, service: str) -> Any:
+        return boto3.client(service)
+
+    def assert_platform_gone(self, run: Run) -> None:
+        assert run.failed == []
+        assert run.states["conclude"] == "success"
+        for kind in ("NIMService", "NIMCache"):
+            assert self.objects(kind) == []
+        for kind in ("PersistentVolume", "PersistentVolumeClaim"):
+            assert self.objects(kind, "v1") == [], kind
+        assert [one for one in self.objects("Namespace", "v1") if one["metadata"]["name"] == NAMESPACE] == []
+        assert self.objects("CustomResourceDefinition", "apiextensions.k8s.io/v1") == self.born_with
+        assert self.aws("efs").describe_access_points()["AccessPoints"] == []
+
+    def assert_infrastructure_stands(self, run: Run) -> None:
+        assert run.states["plan_destroy"] == "skipped" and run.states["verify_gone"] == "skipped"
+        assert self.aws("eks").list_clusters()["clusters"] == [NAME]
+
+    def assert_everything_gone(self, run: Run) -> None:
+        assert run.failed == []
+        assert run.states["verify_gone"] == "success" and run.states["conclude"] == "success"
+        assert set(inventory(self.r)) <= {"s3-bucket"}
+
+    born_with: list[dict[str, Any]] = []
+
+
+class _All(frozenset):  # type: ignore[type-arg]
+    """Every part of a rehearsal."""
+
+    def __contains__(self, part: object) -> bool:
+        return True
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    folder = tmp_path_factory.mktemp("half")
+    include = folder / "repo" / "include"
+    (include / "environments").mkdir(parents=True)
+    (include / "terraform").mkdir()
+    for name in ("deployments", "manifests", "benchmarks", "helm", "prices"):
+        (include / name).symlink_to(ROOT / "include" / name)
+    (include / "terraform" / "teardown_root").symlink_to(ROOT / "tests" / "rehearsal" / "teardown_root")
+    (folder / "repo" / "rehearsal").symlink_to(ROOT / "rehearsal")
+    timing = {"node_empty": 0.5, "node_start": 0.5, "image_pull": 0.1, "nim_download": 1.0}
+    with standing(folder / "state", _All(), timing) as plane, pytest.MonkeyPatch.context() as patch:
+        ngc = {"conn_type": "http", "host": "127.0.0.1", "port": plane.r.ports["ngc"], "schema": "http",
+               "login": "$oauthtoken", "password": plane.r.ngc_key_file.read_text().strip()}  # fmt: skip
+        variables = aws_environment(plane.r.url("aws")) | {
+            "AIRFLOW_CONN_AWS_DEFAULT": "aws://",
+            "AIRFLOW_CONN_NGC_DEFAULT": json.dumps(ngc),
+            "HELM": str(plane.r.helm),
+            "NIM_ROLLOUTS_INCLUDE": str(include),
+            "NIM_ROLLOUTS_WORK": str(folder / "work"),
+        }
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        made = Ground(plane, folder, Pipelines(patch))
+        made.write()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def infrastructure(ground: Ground) -> Ground:
+    """Applied once; teardowns of the platform leave it."""
+    ground.write()
+    ground.deploy("cluster_access", but=())
+    Ground.born_with = ground.objects("CustomResourceDefinition", "apiextensions.k8s.io/v1")
+    return ground
+
+
+def test_1_nothing_was_ever_applied(ground: Ground) -> None:
+    run = ground.teardown("everything")
+    ground.assert_everything_gone(run)
+    assert run.questions == []
+
+
+def test_2_terraform_came_half_way_and_there_is_no_cluster(ground: Ground) -> None:
+    ground.write(only_network=True)
+    ground.deploy("terraform_apply", but=())
+    assert ground.aws("ec2").describe_vpcs(Filters=[{"Name": "tag:Name", "Values": [NAME]}])["Vpcs"]
+    run = ground.teardown("everything")
+    ground.assert_everything_gone(run)
+    session = Session(NAME, "", run.run_id)
+    planned = session.facts("plan_destroy")
+    kept = read_answer(session.store, NAME, planned["checksum"])
+    assert kept is not None and (kept.answer, kept.by) == ("approved", "ada"), "the typed name"
+    assert ["aws_vpc.this", "delete"] in kept.changes
+
+
+def test_3_a_cluster_without_add_ons(infrastructure: Ground) -> None:
+    run = infrastructure.teardown()
+    infrastructure.assert_platform_gone(run)
+    infrastructure.assert_infrastructure_stands(run)
+
+
+def test_4_an_operator_without_models(infrastructure: Ground) -> None:
+    infrastructure.deploy("wait_platform")
+    run = infrastructure.teardown()
+    infrastructure.assert_platform_gone(run)
+    facts = Session(NAME, "", run.run_id).facts("uninstall_addons")
+    assert facts["uninstalled"] == ["nim-operator"]
+
+
+def test_5_a_cache_that_is_being_filled(infrastructure: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    timing = infrastructure.r.state / "timing.json"
+    kept = timing.read_text()
+    timing.write_text(json.dumps({**json.loads(kept), "nim_download": 600}))
+    try:
+        infrastructure.deploy("apply_cache")
+        until(lambda: _downloading(infrastructure), "the download to run")
+        run = infrastructure.teardown()
+    finally:
+        timing.write_text(kept)
+    infrastructure.assert_platform_gone(run)
+    removed = Session(NAME, "", run.run_id).facts("delete_caches")["removed"]
+    assert [one for one in removed if one.get("handle", "").count("::")], "the access point was waited for by name"
+
+
+def test_6_a_service_under_load(infrastructure: Ground) -> None:
+    infrastructure.deploy("wait_service")
+    with Load(infrastructure) as load:
+        until(lambda: load.answered > 3, "answers")
+        run = infrastructure.teardown()
+        until(lambda: load.refused > 3, "refusals")
+    infrastructure.assert_platform_gone(run)
+    assert [one for one in run.states.values() if one == "failed"] == []
+
+
+def test_7_an_earlier_teardown_was_killed_after_the_node_pools(infrastructure: Ground) -> None:
+    infrastructure.deploy("wait_cache")
+    before = infrastructure.teardown(until="delete_node_pools")
+    assert "wait_nodes_gone" not in before.states and before.failed == []
+    assert infrastructure.objects("CustomResourceDefinition", "apiextensions.k8s.io/v1") != Ground.born_with
+    run = infrastructure.teardown()
+    infrastructure.assert_platform_gone(run)
+
+
+def test_8_the_operator_was_uninstalled_by_hand(infrastructure: Ground) -> None:
+    ground = infrastructure
+    ground.deploy("wait_cache")
+    addon = Session(NAME, "", "by-hand").environment.addons[-1]
+    Helm(ground.cluster, Session(NAME, "", "by-hand").include).uninstall(addon)
+    (cache,) = ground.objects("NIMCache")
+
+    # A teardown of before, or somebody's kubectl, that asks nobody: the wait says what it hangs on.
+    told = ground.teardown(until="wait_caches_gone", but=("approve_finalizers",))
+    assert told.states["wait_caches_gone"] == "failed"
+    error = told.errors["wait_caches_gone"]
+    assert (error.layer, error.reason) == ("operator", "finalizer-stuck")
+    for word in (cache["metadata"]["name"], "finalizer.nimcache.apps.nvidia.com", "the NIM operator", "does not exist"):
+        assert word in error.message
+    assert "install it anew" in error.hint
+
+    # No: nothing is touched, and the run ends as declined.
+    declined = ground.teardown(answer=lambda subject, body: False)
+    assert declined.questions and declined.states["delete_services"] == "skipped"
+    assert ground.objects("NIMCache")[0]["metadata"]["finalizers"] == cache["metadata"]["finalizers"]
+
+    # Yes: these and no others, by name, in the records.
+    run = ground.teardown(answer=lambda subject, body: cache["metadata"]["uid"] in body)
+    ((task, _, body),) = run.questions
+    assert task == "approve_finalizers" and "install the controller again" in body
+    freed = Session(NAME, "", run.run_id).facts("delete_caches", FREED)
+    assert freed["approved_by"] == "ada"
+    assert freed["finalizers"] == [f"NIMCache/{cache['metadata']['name']}: finalizer.nimcache.apps.nvidia.com"]
+    ground.assert_platform_gone(run)
+
+
+def test_9_the_cluster_was_deleted_by_hand_and_the_network_remains(infrastructure: Ground) -> None:
+    eks = infrastructure.aws("eks")
+    for group in eks.list_nodegroups(clusterName=NAME)["nodegroups"]:
+        eks.delete_nodegroup(clusterName=NAME, nodegroupName=group)
+    until(lambda: not eks.list_nodegroups(clusterName=NAME)["nodegroups"], "the node group's end")
+    eks.delete_cluster(name=NAME)
+    until(lambda: not eks.list_clusters()["clusters"], "the cluster's end")
+    run = infrastructure.teardown("everything")
+    infrastructure.assert_everything_gone(run)
+    assert Session(NAME, "", run.run_id).facts("delete_services")["cluster"] == "absent"
+
+
+def test_10_everything_is_gone_already(ground: Ground) -> None:
+    run = ground.teardown("everything")
+    ground.assert_everything_gone(run)
+
+
+def _downloading(ground: Ground) -> bool:
+    pods = ground.cluster.list("v1", "Pod", NAMESPACE)
+    return any(
+        one["metadata"]["name"].find("-job-") > 0 and (one.get("status") or {}).get("phase") == "Running"
+        for one in pods
+    )
+
+
+class Load:
+    """A client of the service that asks on and on, through the API server."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.answered = self.refused = 0
+        self._cluster, self._end = ground.cluster, threading.Event()
+        pods = ground.cluster.list("v1", "Pod", NAMESPACE)
+        self._pod = next(one["metadata"]["name"] for one in pods if "app" in (one["metadata"].get("labels") or {}))
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join(30)
+
+    def _ask(self) -> None:
+        while not self._end.wait(0.05):
+            try:
+                with self._cluster.port_forward(NAMESPACE, self._pod, 8000) as http:
+                    ok = http.request("GET", "/v1/models", timeout_s=5.0).status == 200
+            except Exception:
+                ok = False
+            self.answered, self.refused = self.answered + ok, self.refused + (not ok)
+
+
+def until(condition: Callable[[], Any], what: str, patience_s: float = 90) -> None:
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {patience_s:.0f} s in vain for {what}"
+        time.sleep(0.2)
