@@ -4,7 +4,8 @@
 #
 # WORK holds root/ (the terraform root module), backend.tfbackend.json, variables.tfvars.json and manifests/, and takes what is
 # made: steps (a line a step: when it began, its name), report.log. In the environment: KUBECONFIG, AWS_*, HELM, CHART,
-# VALUES, KARPENTER_CHART, KARPENTER_VALUES, NGC_URL, NGC_KEY_FILE, REPOSITORY, TAG, MODEL, NAME, NAMESPACE, OPERATOR (its Deployment).
+# VALUES, KARPENTER_CHART, KARPENTER_VALUES, NGC_URL, NGC_KEY_FILE, REPOSITORY, TAG, MODEL, NAME, NAMESPACE, OPERATOR
+# (its Deployment).
 set -euo pipefail
 umask 077
 
