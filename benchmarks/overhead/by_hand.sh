@@ -63,7 +63,11 @@ kubectl version >/dev/null
 begin charts
 "$HELM" upgrade --install karpenter "$KARPENTER_CHART" -n kube-system --values "$KARPENTER_VALUES" \
     --set "settings.clusterName=$discovery"
-
+kubectl create namespace monitoring
+# By hand one makes a password up; the pipeline copies the one that terraform had AWS make.
+head -c 24 /dev/urandom | base64 -w0 | kubectl -n monitoring create secret generic grafana-admin \
+    --from-literal=admin-user=admin --from-file=admin-password=/dev/stdin
+"$HELM" upgrade --install kube-prometheus-stack "$MONITORING_CHART" -n monitoring --values "$MONITORING_VALUES"
 "$HELM" upgrade --install nim-operator "$CHART" -n nim-operator --create-namespace --values "$VALUES"
 
 begin platform

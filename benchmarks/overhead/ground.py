@@ -94,7 +94,7 @@ def prepare(r: Rehearsal, work: Path, environment: Environment, deployment: Depl
     (work / "variables.tfvars.json").write_text(json.dumps(dict(environment.terraform.variables)))
     _write_manifests(work / "manifests", include, environment, deployment)
     addons = {one.name: one for one in environment.addons}
-    addon, karpenter = addons["nim-operator"], addons["karpenter"]
+    addon, karpenter, monitoring = (addons[name] for name in ("nim-operator", "karpenter", "kube-prometheus-stack"))
     plugins = find_plugin_dir(os.environ)
     return {
         **{name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ},
@@ -106,6 +106,8 @@ def prepare(r: Rehearsal, work: Path, environment: Environment, deployment: Depl
         "VALUES": str(include.path(str(addon.values))),
         "KARPENTER_CHART": str(ROOT / karpenter.chart),
         "KARPENTER_VALUES": str(include.path(str(karpenter.values))),
+        "MONITORING_CHART": str(ROOT / monitoring.chart),
+        "MONITORING_VALUES": str(include.path(str(monitoring.values))),
         "OPERATOR": addon.requires.deployments[0],
         "NGC_URL": r.url("ngc"),
         "NGC_KEY_FILE": str(r.ngc_key_file),
