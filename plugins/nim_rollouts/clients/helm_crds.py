@@ -14,6 +14,8 @@ from nim_rollouts.core.errors import LeftoversFound
 from nim_rollouts.core.manifests import MANAGED_BY, MANAGER
 
 CRD_API, CRD = "apiextensions.k8s.io/v1", "CustomResourceDefinition"
+# Helm marks every object of a release with both.
+_RELEASE, _RELEASE_NAMESPACE = "meta.helm.sh/release-name", "meta.helm.sh/release-namespace"
 _LOOK_S = 0.5
 _SHOWN = 10
 
@@ -27,31 +29,44 @@ def definitions(cluster: Cluster, addon: Addon) -> list[Object]:
     return [by_name[name] for name in sorted(by_name)]
 
 
-def in_use(cluster: Cluster, found: list[Object]) -> list[str]:
-    """The custom resources that are left, as `Kind namespace/name`."""
-    left = []
+def resources(cluster: Cluster, found: list[Object]) -> list[Object]:
+    """Every custom resource of these kinds."""
+    there: list[Object] = []
     for definition in found:
         spec = definition["spec"]
         version = next((one["name"] for one in spec["versions"] if one.get("served")), None)
-        if version is None:
-            continue  # nobody can see what is stored under it
-        kind = spec["names"]["kind"]
-        for one in cluster.list(f"{spec['group']}/{version}", kind):
-            namespace = one["metadata"].get("namespace")
-            left.append(f"{kind} {f'{namespace}/' if namespace else ''}{one['metadata']['name']}")
-    return left
+        if version is not None:  # else nobody can see what is stored under it
+            there += cluster.list(f"{spec['group']}/{version}", spec["names"]["kind"])
+    return there
+
+
+def is_released(obj: Object, addon: Addon) -> bool:
+    """True for an object that Helm made as a part of this release, and takes away with it."""
+    marks = obj["metadata"].get("annotations") or {}
+    return (marks.get(_RELEASE), marks.get(_RELEASE_NAMESPACE)) == (addon.name, addon.namespace)
+
+
+def goes_with(obj: Object, addon: Addon) -> bool:
+    """True for what the release brings along, and for what its programs have made and nobody has to let go of."""
+    metadata = obj["metadata"]
+    return is_released(obj, addon) or bool(metadata.get("ownerReferences") and not metadata.get("finalizers"))
+
+
+def in_use(cluster: Cluster, addon: Addon, found: list[Object]) -> list[str]:
+    """The custom resources that still need their operator, as `Kind/name in namespace`."""
+    return [_text(one) for one in resources(cluster, found) if not goes_with(one, addon)]
 
 
 def refuse_in_use(cluster: Cluster, addon: Addon, found: list[Object]) -> None:
-    """Nothing, if no custom resource of these kinds is left.
+    """Nothing, if no custom resource of these kinds needs its operator any more.
 
     :raises LeftoversFound: naming them
     """
-    left = in_use(cluster, found)
+    left = in_use(cluster, addon, found)
     if left:
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         raise LeftoversFound(
-            f"the add-on {addon.name} is not removed, custom resources are left: {', '.join(left[:_SHOWN])}{more}",
+            f"the operator stays, it is still needed by {', '.join(left[:_SHOWN])}{more}",
             hint="Delete them while the operator runs (it has to let go of its finalizers), then clear this task",
         )
 
@@ -75,15 +90,16 @@ def remove(cluster: Cluster, helm: Helm, addon: Addon, *, wait_s: float = 120) -
 
 
 def remove_secrets(cluster: Cluster, addon: Addon) -> None:
-    """Delete the Secrets that we filled for the add-on, where they are ours."""
+    """The Secrets that were filled for the add-on; one of that name that somebody else made stays."""
     for secret in addon.secrets:
-        _delete_own(cluster, Ref("v1", "Secret", secret.name, addon.namespace))
+        live = cluster.get("v1", "Secret", addon.namespace, secret.name)
+        if live is not None and (live["metadata"].get("labels") or {}).get(MANAGED_BY) == MANAGER:
+            cluster.delete(live, uid=live["metadata"]["uid"])
 
 
-def _delete_own(cluster: Cluster, ref: Ref) -> None:
-    live = cluster.get(ref.api_version, ref.kind, ref.namespace, ref.name)
-    if live is not None and (live["metadata"].get("labels") or {}).get(MANAGED_BY) == MANAGER:
-        cluster.delete(live, uid=live["metadata"]["uid"])
+def _text(obj: Object) -> str:
+    metadata = obj["metadata"]
+    return f"{obj['kind']}/{metadata['name']} in {metadata.get('namespace')}"
 
 
 def _wait_gone(cluster: Cluster, names: list[str], wait_s: float) -> None:

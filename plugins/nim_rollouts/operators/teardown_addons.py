@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from nim_rollouts.core.errors import LeftoversFound
 from nim_rollouts.operators.base import Facts, Stage
 from nim_rollouts.operators.teardown import DeletingOperator
 from nim_rollouts.operators.teardown_nodes import refuse_launched
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
 #: Who brings this definition launches nodes, and goes last of all add-ons.
 NODEPOOLS = "nodepools.karpenter.sh"
-# Helm marks every object of a release with both.
-_RELEASE, _RELEASE_NAMESPACE = "meta.helm.sh/release-name", "meta.helm.sh/release-namespace"
 
 
 class UninstallAddonsOperator(DeletingOperator):
@@ -42,7 +39,7 @@ class UninstallAddonsOperator(DeletingOperator):
         uninstalled, gone = [], []
         for addon in reversed(concerned):
             definitions = helm_crds.definitions(cluster, addon)
-            self._refuse_in_use(cluster, addon, definitions)
+            helm_crds.refuse_in_use(cluster, addon, definitions)
             stage.check_claims()
             if helm.uninstall(addon, wait_s=stage.session.environment.budgets.delete_s):
                 uninstalled.append(addon.name)
@@ -56,23 +53,15 @@ class UninstallAddonsOperator(DeletingOperator):
         """What must hold before anything is uninstalled."""
 
     @staticmethod
-    def _refuse_in_use(cluster: Cluster, addon: Addon, definitions: list[Object]) -> None:
-        left = [_text(one) for one in _resources(cluster, definitions) if not _goes_with(one, addon)]
-        if left:
-            raise LeftoversFound(
-                f"the operator stays, it is still needed by {', '.join(left[:10])}",
-                hint="Delete them while the operator runs (it has to let go of its finalizers), then clear this task",
-            )
-
-    @staticmethod
     def _delete_definitions(stage: Stage, cluster: Cluster, addon: Addon, definitions: list[Object]) -> None:
+        from nim_rollouts.clients import helm_crds
         from nim_rollouts.operators.model import subject_of, wait_gone
 
         budget = stage.session.environment.budgets.delete_s
         # What went with the release; a definition takes all that is left of its kind with it, whosever it is.
-        going = [one for one in _resources(cluster, definitions) if _goes_with(one, addon)]
+        going = [one for one in helm_crds.resources(cluster, definitions) if helm_crds.goes_with(one, addon)]
         wait_gone(stage, [subject_of(one) for one in going], budget)
-        UninstallAddonsOperator._refuse_in_use(cluster, addon, definitions)
+        helm_crds.refuse_in_use(cluster, addon, definitions)
         for one in definitions:
             cluster.delete(one, uid=one["metadata"]["uid"])
         wait_gone(stage, [subject_of(one) for one in definitions], budget)
@@ -88,31 +77,5 @@ class UninstallKarpenterOperator(UninstallAddonsOperator):
         refuse_launched(cluster)
 
 
-def is_released(obj: Object, addon: Addon) -> bool:
-    """True for an object that Helm made as a part of this release, and takes away with it."""
-    marks = obj["metadata"].get("annotations") or {}
-    return (marks.get(_RELEASE), marks.get(_RELEASE_NAMESPACE)) == (addon.name, addon.namespace)
-
-
 def _launches(addon: Addon) -> bool:
     return NODEPOOLS in addon.requires.crds
-
-
-def _resources(cluster: Cluster, definitions: list[Object]) -> list[Object]:
-    found: list[Object] = []
-    for definition in definitions:
-        spec = definition["spec"]
-        version = next(one["name"] for one in spec["versions"] if one.get("served"))
-        found += cluster.list(f"{spec['group']}/{version}", spec["names"]["kind"])
-    return found
-
-
-def _goes_with(obj: Object, addon: Addon) -> bool:
-    """True for what the release brings along, and for what its programs have made and nobody has to let go of."""
-    metadata = obj["metadata"]
-    return is_released(obj, addon) or bool(metadata.get("ownerReferences") and not metadata.get("finalizers"))
-
-
-def _text(obj: Object) -> str:
-    metadata = obj["metadata"]
-    return f"{obj['kind']}/{metadata['name']} in {metadata.get('namespace')}"

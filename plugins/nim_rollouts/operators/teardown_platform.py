@@ -9,7 +9,6 @@ from nim_rollouts.core.errors import LeftoversFound
 from nim_rollouts.core.teardown import Scope
 from nim_rollouts.operators.base import Facts, Stage
 from nim_rollouts.operators.teardown import DeletingOperator
-from nim_rollouts.operators.teardown_addons import is_released
 from nim_rollouts.operators.teardown_nodes import launched_nodes
 
 if TYPE_CHECKING:
@@ -74,6 +73,8 @@ class FreeNetworkOperator(DeletingOperator):
     def run(self, stage: Stage) -> Facts:
         """Order the deletions. What goes when an add-on is uninstalled is only named: objects of its release, and nodes
         that its pods alone may still hold."""
+        from nim_rollouts.clients.helm_crds import is_released
+
         cluster = self.cluster(stage)
         if cluster is None:
             return {"removed": []}
