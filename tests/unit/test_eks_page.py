@@ -109,6 +109,6 @@ def test_its_prices_are_those_of_the_table() -> None:
     # 50 GB of gp3 each, by default.
     nodes = 2 * node * hours + 2 * 50 * 0.08
     network = (kinds["aws_nat_gateway"]["hour"] + kinds["aws_eip"]["hour"]) * hours
-    assert f"| {cluster:.0f} |" in table and f"| {nodes:.0f} |" in table and f"| {network:.0f}," in table
+    assert f"| {cluster:.0f} |" in table and f"| {nodes:.0f} |" in table and f"| {network:.1f}," in table
     total = cluster + nodes + network + kinds["aws_secretsmanager_secret"]["month"]
     assert f"**about {total / hours:.2f}** | **about {round(total, -1):.0f}**" in table
