@@ -130,7 +130,7 @@ class TerraformDestroyOperator(TerraformStage):
         from airflow.sdk.exceptions import AirflowSkipException
 
         from nim_rollouts.hooks.infrastructure import variables
-        from nim_rollouts.hooks.inventory import naming_holders, remember_networks, strangers
+        from nim_rollouts.hooks.inventory import naming_holders, remember_networks
 
         if stage.session.facts("validate")["scope"] != Scope.EVERYTHING:
             raise AirflowSkipException("the platform alone was to go: the infrastructure stays")
@@ -145,8 +145,6 @@ class TerraformDestroyOperator(TerraformStage):
         environment, terraform = stage.session.environment, self.terraform(stage)
         # Once the state is empty, nothing else says in which network an untagged thing would lie.
         remember_networks(environment, stage.session.store, terraform.output())
-        for line in strangers(environment, stage.session.store):
-            stage.log.warning("terraform cannot remove what this is in: %s", line)
         try:
             destroyed = terraform.destroy(variables(environment))
         except NimRolloutsError as error:
