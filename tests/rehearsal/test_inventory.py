@@ -1,4 +1,4 @@
-"""Planted leftovers in the AWS stand-in: verify_gone finds and names them, deletes none, and a refused call is no
+"""Planted leftovers in the AWS stand-in: the inventory finds and names them, deletes none, and a refused call is no
 success."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nim_rollouts.clients.include import Include
 from nim_rollouts.core.errors import AccessDenied, InventoryUnknown, LeftoversFound, TerraformUnavailable
 from nim_rollouts.hooks.inventory import naming_holders, networks, remember_networks
 from nim_rollouts.hooks.session import Session
-from nim_rollouts.operators.teardown_platform import VerifyGoneOperator
+from nim_rollouts.operators.inventory import InventoryOperator
 from rehearsal import faults
 from rehearsal.aws.environment import environment as variables
 from rehearsal.aws.inventory import inventory as everything
@@ -70,13 +70,13 @@ def session(r: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Se
 
 @pytest.fixture
 def verify_gone(session: Session, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """The task, with a state that terraform has emptied."""
+    """The task that ends a teardown, with a state that terraform has emptied."""
     session.ledger.record("validate", 1, "claims", {"dag_id": "nim_teardown", "run_id": "manual__1", "taken": []})
     fake = SimpleNamespace(init=lambda backend: None, state_list=list)
     monkeypatch.setattr("nim_rollouts.hooks.infrastructure.open_terraform", lambda *_: fake)
 
     def run(try_number: int = 1) -> None:
-        operator = VerifyGoneOperator(task_id="verify_gone")
+        operator = InventoryOperator(task_id="verify_gone")
         operator.environment, operator.deployment, operator.run_id = "lab", "", "manual__1"
         ti = SimpleNamespace(dag_id="nim_teardown", run_id="manual__1", try_number=try_number)
         events = {asset: SimpleNamespace(extra=None) for asset in operator.outlets}
