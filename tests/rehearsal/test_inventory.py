@@ -44,7 +44,8 @@ def r(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
     rehearsal, process = start(tmp_path_factory.mktemp("aws"))
     yield rehearsal
     process.terminate()
-    assert process.wait(10) == 0
+    # How soon it ends is asserted by test_aws; here it has a second of memory to give back on a machine that is busy.
+    assert process.wait(60) == 0
 
 
 @pytest.fixture(scope="module")
