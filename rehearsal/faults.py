@@ -126,6 +126,16 @@ CATALOGUE: Mapping[str, Fault] = {
             "value": Setting(float, "vCPUs", default=0.0, minimum=0),
         },
     ),
+    "aws-error": Fault(
+        "AWS answers some calls with an error",
+        acts_in="AWS",
+        settings={
+            "service": Setting(str, "as signatures name it (ec2, elasticfilesystem, ...), with * and ?", required=True),
+            "action": Setting(str, "the call, with * and ?", default="*"),
+            "status": Setting(int, "HTTP status", default=403, minimum=400, maximum=599),
+            "code": Setting(str, "AWS error code", default="AccessDenied"),
+        },
+    ),
     "slow-start": Fault(
         "NIM servers take long to start",
         acts_in="NIM server",

@@ -23,7 +23,7 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     # Where a user's own network would lie between the two.
     api = ApiServer(r.url("gateway"), r.ca, r.service_cidr)
-    stand_in = AwsStandIn(api, r.ports["aws"], r.ports["webhook"])
+    stand_in = AwsStandIn(api, r.ports["aws"], r.ports["webhook"], refusing=lambda: faults.get(r, "aws-error"))
     quotas.extend(lambda: faults.get(r, "few-vcpus"))
     stand_in.start()
     stop.wait()

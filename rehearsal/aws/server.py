@@ -16,6 +16,7 @@ from rehearsal.aws import moto_gaps  # noqa: E402
 from rehearsal.aws.eks import EksExtension, WsgiApp, signed_for  # noqa: E402
 from rehearsal.aws.eks_cluster import ApiServer  # noqa: E402
 from rehearsal.aws.eks_state import Clusters  # noqa: E402
+from rehearsal.aws.refusals import Ordered, Refusing  # noqa: E402
 from rehearsal.aws.webhook import TokenWebhook  # noqa: E402
 
 if TYPE_CHECKING:
@@ -25,9 +26,19 @@ log = logging.getLogger("rehearsal.aws")
 
 
 class AwsStandIn:
-    """Both servers, each in threads of its own. A port of 0 takes a free one; `close` ends them within a second."""
+    """Both servers, each in threads of its own. A port of 0 takes a free one; `close` ends them within a second.
 
-    def __init__(self, api: ApiServer, port: int, webhook_port: int, host: str = "127.0.0.1") -> None:
+    `refusing`: the settings of the fault `aws-error` while it is ordered.
+    """
+
+    def __init__(
+        self,
+        api: ApiServer,
+        port: int,
+        webhook_port: int,
+        host: str = "127.0.0.1",
+        refusing: Ordered = lambda: None,
+    ) -> None:
         # moto looks at it where it calls itself.
         os.environ["MOTO_PORT"] = str(port)
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -35,7 +46,7 @@ class AwsStandIn:
         moto_gaps.close()
         moto: WsgiApp = DomainDispatcherApplication(create_backend_app)
         clusters = Clusters()
-        self._aws = _listen(host, port, _with_health(EksExtension(moto, clusters, api)))
+        self._aws = _listen(host, port, _with_health(Refusing(EksExtension(moto, clusters, api), refusing)))
         hosts = {f"{name}:{self.port}" for name in (host, "localhost")}
         self._webhook = _listen(host, webhook_port, TokenWebhook(moto, clusters, hosts))
         self._threads = [threading.Thread(target=s.serve_forever, daemon=True) for s in (self._aws, self._webhook)]

@@ -6,8 +6,9 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Iterator
-from functools import cache
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
+
+from rehearsal.aws.operations import by_path
 
 #: The stand-in's line on one request: time, level, logger, then service, method, path, target, status.
 _LOGGED = re.compile(r"INFO rehearsal\.aws: (?P<service>\S+) (?P<method>[A-Z]+) (?P<path>\S+) \S+ \d+$")
@@ -51,26 +52,7 @@ def _recorded(lines: Iterable[str]) -> Iterator[str]:
             yield f"{service}:{_operation(service, request['method'], urlsplit(request['url']).path)}"
 
 
-@cache
-def _routes(service: str) -> list[tuple[str, re.Pattern[str], str]]:
-    """(method, path, operation) of a service with REST, from botocore's model of it."""
-    import botocore.session
-
-    model = botocore.session.get_session().get_service_model({"elasticfilesystem": "efs"}.get(service, service))
-    found = []
-    for name in model.operation_names:
-        http = model.operation_model(name).http
-        path = re.sub(r"\\\{[^}]+\\\}", "[^/]+", re.escape(http["requestUri"].partition("?")[0].rstrip("/")))
-        found.append((http["method"], re.compile(path + "/?$"), name))
-    # A fixed segment goes before one that stands for any.
-    return sorted(found, key=lambda route: route[1].pattern.count("[^/]+"))
-
-
-@cache
 def _operation(service: str, method: str, path: str) -> str:
-    # An ARN in a path may hold slashes, quoted or not.
-    whole = re.sub(r"arn(:|%3A).*?(?=/access-policies|$)", "arn", path, flags=re.IGNORECASE)
-    for verb, pattern, name in _routes(service):
-        if verb == method and pattern.match(unquote(whole)):
-            return name
-    raise AssertionError(f"{service} has no operation {method} {path}")
+    name = by_path(service, method, path)
+    assert name is not None, f"{service} has no operation {method} {path}"
+    return name

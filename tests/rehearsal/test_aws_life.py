@@ -8,12 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nim_rollouts.clients.inventory import look
 from nim_rollouts.clients.terraform import Terraform
+from nim_rollouts.core.inventory import Answer, Inventory, Scope
 from rehearsal.aws import ADMIN_PRINCIPAL_ARN
 from rehearsal.aws.environment import environment
 from rehearsal.aws.inventory import inventory
@@ -45,6 +48,12 @@ EVERYTHING: dict[str, Any] = {
     "efs_throughput_mode": "bursting",
     "cluster_version": "1.36",
     "grafana": {"password_version": 2},
+}
+
+#: EKS's log does not tell who called: these are the two inventories', the product's and the stand-in's.
+OF_INVENTORIES = {
+    f"eks:List{what}"
+    for what in ("Clusters", "Nodegroups", "Addons", "FargateProfiles", "AccessEntries", "PodIdentityAssociations")
 }
 
 
@@ -126,6 +135,7 @@ def test_the_whole_life_of_an_environment(tmp_path: Path) -> None:
         assert outputs["interruption_queue_name"] == "lab-karpenter" and outputs["cluster_version"] == "1.36"
         assert [name for name, value in outputs.items() if value in (None, "", [], {})] == []
         assert untagged(fresh) == []
+        assert unseen_by_the_product(fresh) == []
 
         passwords.append(grafana_password(fresh, outputs))
         assert passwords[0] != passwords[1]
@@ -139,13 +149,37 @@ def test_the_whole_life_of_an_environment(tmp_path: Path) -> None:
         rights = json.loads((ROOT / "docs" / "terraform-eks-rights.json").read_text())["Statement"]
         allowed = {action for statement in rights for action in statement["Action"]}
         called = actions(recording.read_text().splitlines(), (tmp_path / "log").read_text().splitlines())
-        assert len(called) > 100 and called - {"eks:ListClusters"} - allowed == set(), (
-            "eks:ListClusters is our inventory's"
-        )
+        assert len(called) > 100 and called - OF_INVENTORIES - allowed == set()
         assert terraform.state_list() == [] and inventory(fresh) == buckets
+        assert take(fresh).answer is Answer.EMPTY
     finally:
         process.terminate()
         process.wait(30)
+
+
+def take(r: Rehearsal) -> Inventory:
+    """The product's inventory of the environment: nothing of it is hidden."""
+    taken = look.take(cache(lambda service: client(r, service)), Scope("lab", "lab"))
+    assert taken.unseen == ()
+    return taken
+
+
+def unseen_by_the_product(r: Rehearsal) -> list[str]:
+    """What the stand-in holds and the product's inventory does not name. Looked at in another way: all there is."""
+    named = {text for one in take(r).leftovers for text in (one.id, one.name)}
+    ec2 = client(r, "ec2")
+    # These go with their network or cluster; nobody can delete them by themselves, or has to.
+    main = [{"Name": "association.main", "Values": ["true"]}]
+    parts = {one["RouteTableId"] for one in ec2.describe_route_tables(Filters=main)["RouteTables"]}
+    default = [{"Name": "group-name", "Values": ["default"]}]
+    parts |= {one["GroupId"] for one in ec2.describe_security_groups(Filters=default)["SecurityGroups"]}
+    with_the_cluster = {"s3-bucket", "eks-access-entry", "eks-pod-identity"}
+    return [
+        f"{kind} {one}"
+        for kind, ones in inventory(r).items()
+        for one in ones
+        if kind not in with_the_cluster and one not in parts | named
+    ]
 
 
 def untagged(r: Rehearsal) -> list[str]:

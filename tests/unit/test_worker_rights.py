@@ -126,3 +126,10 @@ def test_it_reads_but_for_the_ledger() -> None:
         if not action.partition(":")[2].startswith(("Describe", "List", "Get")) and not name.startswith("Ledger")
     }
     assert writing == set()
+
+
+def test_no_right_is_asked_for_that_no_call_needs() -> None:
+    """Besides the inventory's, whose calls are recorded above."""
+    needed = set().union(*called_in_the_source().values())
+    unused = {action for name, actions in policy().items() if name != "Inventory" for action in actions} - needed
+    assert unused == set()

@@ -253,6 +253,23 @@ def holders(things: Iterable[Thing], identifiers: Iterable[str]) -> dict[str, tu
     return {identifier: held[name] for name in held if (identifier := name.rpartition(" ")[2]) in wanted}
 
 
+#: Whose things go when terraform destroys the root module, or are taken away by AWS with them.
+_GO_WITH_IT = ("us (terraform)", "EKS", "the EFS file system", "a NAT gateway", "a load balancer")
+
+
+def in_the_way(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Of what lies in the network that which nothing of a destroy takes away: terraform would try for many minutes to
+    delete a subnet, group or network that they hold. An interface counts as what it is attached to."""
+    return tuple(
+        one
+        for one in findings
+        if one.owner not in _GO_WITH_IT
+        and not (one.kind == "network interface" and one.held_by)
+        # It does not hold its network.
+        and one.kind != "target group"
+    )
+
+
 # --- whose a thing is -----------------------------------------------------------------------------------------------
 
 #: (who, tells it from the thing); the first that does. A controller's own tag says more than the environment's, which

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nim_rollouts.core.environment import Environment
 from nim_rollouts.core.errors import AccessDenied, InventoryUnknown, LeftoversFound, NimRolloutsError, TransientError
-from nim_rollouts.core.inventory import Answer, Inventory, Scope, shortened
+from nim_rollouts.core.inventory import Answer, Inventory, Scope, in_the_way, shortened
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.store import Store
@@ -73,6 +73,14 @@ def _error(inventory: Inventory) -> NimRolloutsError:
             hint="Grant the worker's role what is named (docs/worker-rights.json has it all), and clear this task",
         )
     return InventoryUnknown(unknown, hint="It is looked at again; if that does not help, clear this task later")
+
+
+def strangers(environment: Environment, store: Store) -> list[str]:
+    """What is in the environment's network and would hold a destroy up, a line each, as far as it can be seen."""
+    from nim_rollouts.clients.inventory import look
+
+    scope = Scope(environment.name, environment.cluster.name, frozenset(networks(environment, store)))
+    return [one.text() for one in in_the_way(look.network(_clients(environment), scope).leftovers)]
 
 
 def holders(environment: Environment, store: Store | None, identifiers: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -140,9 +148,13 @@ def _clients(environment: Environment) -> Callable[[str], Any]:
     # The connection's own settings (a proxy, for one) stay; a service that does not answer must not take hours.
     ours = Config(connect_timeout=10, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 5})
 
+    # One session for all: each new one reads botocore's tables again, half of what an inventory would take.
+    hook = AwsBaseHook(aws_conn_id=environment.aws_conn_id, client_type="ec2", region_name=environment.region)
+    session, config = hook.get_session(), hook.config.merge(ours)
+
     @cache
     def client_of(service: str) -> Any:
-        hook = AwsBaseHook(aws_conn_id=environment.aws_conn_id, client_type=service, region_name=environment.region)
-        return hook.get_client_type(config=hook.config.merge(ours))
+        endpoint = hook.conn_config.get_service_endpoint_url(service_name=service)
+        return session.client(service, endpoint_url=endpoint, config=config, verify=hook.verify)
 
     return client_of

@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from moto import mock_aws
 
 from nim_rollouts.clients.inventory import look
-from nim_rollouts.core.inventory import Answer, Finding, Inventory, Scope
+from nim_rollouts.core.inventory import Answer, Finding, Inventory, Scope, in_the_way
 from rehearsal.aws import moto_gaps
 from tests.planted import ClientOf, expected, plant
 
@@ -106,6 +106,16 @@ def test_what_holds_a_group_and_a_network(account: tuple[ClientOf, dict[str, str
     held = look.held(of, LAB, [planted["group"], planted["vpc"]])
     assert f"network interface {planted['wire']} of instance {planted['node']}" in held[planted["group"]]
     assert f"load balancer {planted['balancer']} of Service nim-service/llama" in held[planted["vpc"]]
+
+
+def test_what_would_hold_a_destroy_up_is_told_before_it(account: tuple[ClientOf, dict[str, str]]) -> None:
+    """Not what terraform removes itself, nor an interface whose instance is named already."""
+    of, p = account
+    found = {f"{one.kind} {one.id}" for one in in_the_way(look.network(of, LAB).leftovers)}
+    strange = {f"instance {p['node']}", f"network interface {p['interface']}", f"security group {p['group']}"}
+    # These two are untagged here; terraform's carry the tag.
+    strange |= {f"subnet {p['subnet']}", f"subnet {p['other subnet']}"}
+    assert found == strange | {f"load balancer {p['balancer']}", f"classic load balancer {p['classic']}"}
 
 
 def fails(of: ClientOf, service: str, operation: str, error: Exception) -> tuple[Any, list[int]]:

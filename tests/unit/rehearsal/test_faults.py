@@ -66,7 +66,7 @@ def test_wrong_orders_are_refused_and_nothing_is_written(r: State, name: str, se
 
 
 def test_a_misspelt_name_never_looks_inactive(r: State) -> None:
-    with pytest.raises(faults.FaultError, match="there are: benchmark-errors"):
+    with pytest.raises(faults.FaultError, match=r"there are: aws-error, benchmark-errors"):
         faults.get(r, "benchmark-error")
 
 

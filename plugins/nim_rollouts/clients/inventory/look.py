@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from nim_rollouts.clients.inventory import balancers, cluster, compute, iam, network, rest
+from nim_rollouts.clients.inventory import balancers, cluster, compute, iam, rest
+from nim_rollouts.clients.inventory import network as networks
 from nim_rollouts.clients.inventory.aws import ClientOf, Look, code_of, unseen
 from nim_rollouts.core.inventory import Inventory, Scope, Thing, Unseen, found_by, holders, judge, ref
 
 LOOKS: tuple[Look, ...] = (
-    network.NETWORKS, *network.LOOKS, *compute.LOOKS, *balancers.LOOKS, *cluster.LOOKS, *iam.LOOKS, *rest.LOOKS,
+    networks.NETWORKS, *networks.LOOKS, *compute.LOOKS, *balancers.LOOKS, *cluster.LOOKS, *iam.LOOKS, *rest.LOOKS,
 )  # fmt: skip
 #: What lies in a network and can hold a part of it.
-IN_NETWORK: tuple[Look, ...] = (network.NETWORKS, *network.LOOKS, compute.LOOKS[0], *balancers.LOOKS)
+IN_NETWORK: tuple[Look, ...] = (networks.NETWORKS, *networks.LOOKS, compute.LOOKS[0], *balancers.LOOKS)
 
 
 def take(client_of: ClientOf, scope: Scope, say: Callable[[str], None] = lambda _: None) -> Inventory:
@@ -31,6 +32,12 @@ def held(client_of: ClientOf, scope: Scope, identifiers: Iterable[str]) -> dict[
     """What holds a VPC, subnet, security group, gateway or address, by its id. What cannot be seen is left out."""
     things, _, _ = _see(client_of, scope, IN_NETWORK, lambda _: None)
     return holders(things, identifiers)
+
+
+def network(client_of: ClientOf, scope: Scope) -> Inventory:
+    """What lies in the environment's networks, as far as it can hold a part of them."""
+    things, failed, scope = _see(client_of, scope, IN_NETWORK, lambda _: None)
+    return judge(things, failed, (), scope)
 
 
 def _see(
@@ -54,7 +61,7 @@ def _see(
             # Without an answer at all, asking the same service for every other kind only takes time.
             if not code_of(error):
                 away[look.services] = error
-        if look is network.NETWORKS:
+        if look is networks.NETWORKS:
             found = {one.id for one in seen.values() if found_by(one, scope)}
             scope = dataclasses.replace(scope, vpcs=scope.vpcs | found)
     return list(seen.values()), failed, scope
