@@ -19,7 +19,6 @@ from nim_rollouts.operators.platform import (
     ApplyPlatformOperator,
     ApplySecretsOperator,
     ClusterAccessOperator,
-    VerifyPlatformOperator,
 )
 from nim_rollouts.operators.terraform import (
     TerraformApplyOperator,
@@ -27,6 +26,7 @@ from nim_rollouts.operators.terraform import (
     TerraformPlanOperator,
 )
 from nim_rollouts.operators.validate import STRATEGIES, ValidateOperator
+from nim_rollouts.operators.verify import VerifyPlatformOperator
 from nim_rollouts.operators.waits import (
     WaitBenchmarkOperator,
     WaitCacheOperator,

@@ -185,9 +185,9 @@ def main() -> int:
         if arguments.command == "kubeconfig":
             print(config.load(state).kubeconfig)
             return 0
-        from rehearsal import faults
+        from rehearsal import fault_command
 
-        return faults.main(rest)
+        return fault_command.main(rest)
     except (config.NotUp, toolbox.ToolNotReady) as error:
         print(error, file=sys.stderr)
         return 1

@@ -7,19 +7,17 @@ RPC, and so that a fault outlives a restart of any part. Only stand-ins read fau
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 
-class _State(Protocol):
+class State(Protocol):
     """The part of ``rehearsal.config.Rehearsal`` that faults need."""
 
     def path(self, name: str) -> Path: ...
@@ -115,6 +113,19 @@ CATALOGUE: Mapping[str, Fault] = {
             ),
         },
     ),
+    "volume-not-writable": Fault(
+        "volumes are made in folders that nobody may write into",
+        acts_in="storage",
+        settings={"mode": Setting(str, "the folder's permissions", default="555", choices=("555", "500"))},
+    ),
+    "few-vcpus": Fault(
+        "the account's quota of EC2 vCPUs is another",
+        acts_in="AWS",
+        settings={
+            "code": Setting(str, "of the quota", default="L-DB2E81BA"),
+            "value": Setting(float, "vCPUs", default=0.0, minimum=0),
+        },
+    ),
     "slow-start": Fault(
         "NIM servers take long to start",
         acts_in="NIM server",
@@ -208,7 +219,7 @@ def _complete(name: str, given: Mapping[str, object]) -> dict[str, Any]:
     return result
 
 
-def order(r: _State, name: str, **settings: object) -> dict[str, Any]:
+def order(r: State, name: str, **settings: object) -> dict[str, Any]:
     """Activate a fault (or replace its settings) and return its complete settings.
 
     Raises FaultError for a fault or setting that is not in the catalogue, or a value of the wrong type or range.
@@ -229,7 +240,7 @@ def order(r: _State, name: str, **settings: object) -> dict[str, Any]:
     return complete
 
 
-def clear(r: _State, name: str | None = None) -> list[str]:
+def clear(r: State, name: str | None = None) -> list[str]:
     """End one fault, or all of them (None). Returns the names of those that were active. Raises FaultError."""
     if name is not None:
         _declared(name)
@@ -243,7 +254,7 @@ def clear(r: _State, name: str | None = None) -> list[str]:
     return ended
 
 
-def get(r: _State, name: str) -> dict[str, Any] | None:
+def get(r: State, name: str) -> dict[str, Any] | None:
     """The settings of a fault when it is active, else None. Cheap: at most one small file is read.
 
     Raises FaultError when the name is not in the catalogue (a misspelt fault must not look inactive) or when
@@ -263,13 +274,13 @@ def get(r: _State, name: str) -> dict[str, Any] | None:
     return _complete(name, given)
 
 
-def active(r: _State) -> dict[str, dict[str, Any]]:
+def active(r: State) -> dict[str, dict[str, Any]]:
     """All active faults with their settings, by name."""
     found = {name: get(r, name) for name in sorted(CATALOGUE)}
     return {name: settings for name, settings in found.items() if settings is not None}
 
 
-def refused_image(r: _State, image: str) -> int | None:
+def refused_image(r: State, image: str) -> int | None:
     """HTTP status with which the registry refuses ``image`` now, or None. Used by all who play the registry.
 
     A fault's image matches with or without registry host; without a tag it matches every tag of that repository.
@@ -300,50 +311,3 @@ def describe() -> str:
             default = "required" if setting.required else f"default {setting.default}"
             lines.append(f"    {key}=  {setting.help} ({_TYPE_WORDS[setting.type]}, {default})")
     return "\n".join(lines)
-
-
-def _show(faults: Mapping[str, Mapping[str, Any]]) -> str:
-    if not faults:
-        return "no fault is active"
-    return "\n".join(" ".join([name, *(f"{k}={v}" for k, v in s.items())]) for name, s in faults.items())
-
-
-def main(argv: Sequence[str] | None = None, r: _State | None = None) -> int:
-    """``fault NAME [key=value ...]``, ``fault --list``, ``fault --clear [NAME]``, ``fault`` (shows active ones).
-
-    Returns an exit code: 0, or 2 for an order that was refused (its reason goes to stderr).
-    """
-    parser = argparse.ArgumentParser(prog="python -m rehearsal fault", description="order faults at the stand-ins")
-    parser.add_argument("name", nargs="?", help="the fault")
-    parser.add_argument("settings", nargs="*", metavar="key=value")
-    parser.add_argument("--list", action="store_true", help="all faults, their settings, and which are active")
-    parser.add_argument("--clear", action="store_true", help="end the named fault, or all")
-    arguments = parser.parse_args(argv)
-    if r is None:
-        from rehearsal import config
-
-        r = config.load()
-    try:
-        if arguments.list:
-            print(describe() + "\n\nactive:\n" + _show(active(r)))
-        elif arguments.clear:
-            if arguments.settings:
-                raise FaultError("--clear takes the name of one fault, or nothing")
-            ended = clear(r, arguments.name)
-            print("cleared: " + (", ".join(ended) or "none was active"))
-        elif arguments.name is None:
-            print(_show(active(r)))
-        else:
-            pairs = [item.partition("=") for item in arguments.settings]
-            wrong = [key for key, sign, _ in pairs if not sign or not key]
-            if wrong:
-                raise FaultError(f"settings are given as key=value, not {wrong[0]!r}")
-            print("ordered: " + _show({arguments.name: order(r, arguments.name, **{k: v for k, _, v in pairs})}))
-    except FaultError as error:
-        print(f"fault: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

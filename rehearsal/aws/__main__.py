@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 
-from rehearsal import config
+from rehearsal import config, faults
+from rehearsal.aws import quotas
 from rehearsal.aws.eks_cluster import ApiServer
 from rehearsal.aws.server import AwsStandIn
 
@@ -23,6 +24,7 @@ def main() -> int:
     # Where a user's own network would lie between the two.
     api = ApiServer(r.url("gateway"), r.ca, r.service_cidr)
     stand_in = AwsStandIn(api, r.ports["aws"], r.ports["webhook"])
+    quotas.extend(lambda: faults.get(r, "few-vcpus"))
     stand_in.start()
     stop.wait()
     stand_in.close()

@@ -16,6 +16,7 @@ from rehearsal.runner.images import Program, image_files
 from rehearsal.runner.probes import Prober, Target
 from rehearsal.runner.process import Process, StartError, log_tail, run_inside
 from rehearsal.runner.pulls import UNREACHABLE, Backoff
+from rehearsal.runner.sandbox import CAPABILITIES
 from rehearsal.runner.status import ContainerState
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ log = logging.getLogger(__name__)
 
 _NEVER = "1970-01-01T00:00:00Z"
 _LOST = {"exitCode": 255, "reason": "Unknown"}
+
+
+def dropped(spec: Obj) -> list[str]:
+    """Capabilities that a container gives up, of those that `sandbox` can take from it."""
+    given = ((spec.get("securityContext") or {}).get("capabilities") or {}).get("drop") or ()
+    kept = ((spec.get("securityContext") or {}).get("capabilities") or {}).get("add") or ()
+    return [name for name in CAPABILITIES if ("ALL" in given or name in given) and name not in kept]
 
 
 class Container:

@@ -14,7 +14,7 @@ import aiohttp
 
 from rehearsal.kube import ApiError, Conflict, NotFound, Obj, key_of, now_rfc3339, path_of
 from rehearsal.runner import environment, hosts, publish, status
-from rehearsal.runner.containers import Container
+from rehearsal.runner.containers import Container, dropped
 from rehearsal.runner.status import ContainerState, PodState
 from rehearsal.runner.volumes import MountError, Volumes
 
@@ -213,6 +213,7 @@ class PodWorker:
             "binds": [own_hosts, *container.image_binds(), *binds],
             "workdir": container.spec.get("workingDir") or container.program.workdir,
             "argv": argv,
+            "drop": dropped(container.spec),
         }
 
     def _hosts_file(self) -> Path:

@@ -69,7 +69,10 @@ class Volumes:
         name = volume["name"]
         folder: Path = self._folder / str(name)
         if "persistentVolumeClaim" in volume:
-            return await self._claim(volume)
+            return await self._claim(volume, volume["persistentVolumeClaim"]["claimName"])
+        if "ephemeral" in volume:
+            # The controller-manager makes the claim, under this name.
+            return await self._claim(volume, f"{self._pod['metadata']['name']}-{name}")
         if "hostPath" in volume:
             node = self._pod["spec"]["nodeName"]
             folder = self._r.path("hostpath") / str(node) / posixpath.normpath(volume["hostPath"]["path"]).lstrip("/")
@@ -98,8 +101,8 @@ class Volumes:
         elif "downwardAPI" in source:
             self._downward(folder, source["downwardAPI"])
 
-    async def _claim(self, volume: Obj) -> Path:
-        namespace, claim_name = self._pod["metadata"]["namespace"], volume["persistentVolumeClaim"]["claimName"]
+    async def _claim(self, volume: Obj, claim_name: str) -> Path:
+        namespace = self._pod["metadata"]["namespace"]
         prefix = (
             f"Unable to attach or mount volumes: unmounted volumes=[{volume['name']}], unattached volumes=[], "
             f"failed to process volumes=[{volume['name']}]: error processing PVC {namespace}/{claim_name}: "

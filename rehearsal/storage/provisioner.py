@@ -155,6 +155,8 @@ class Provisioner:
         folder.mkdir(exist_ok=True)
         # The owner is always let in: whoever runs the pods' processes here is the owner, whatever the class says.
         folder.chmod(int(want.permissions, 8) | 0o700)
+        if fault := faults.get(self._r, "volume-not-writable"):
+            folder.chmod(int(fault["mode"], 8))
         pv = volume(claim, storage_class, file_system=want.file_system, access_point=point)
         with contextlib.suppress(Conflict):  # made before a restart
             created = await self._kube.create("/api/v1/persistentvolumes", pv)

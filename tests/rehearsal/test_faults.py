@@ -53,8 +53,17 @@ def _ngc(status: int, layer: str, reason: str, *more: str) -> Case:
     )
 
 
-#: Told by NGC before anything is made. A limited rate is tried again first, as soon as NGC allows.
+#: Told by AWS or NGC before anything is made. A limited rate is tried again first, as soon as NGC allows.
 REFUSED = [
+    Case(
+        "the account's quota of GPU vCPUs is too small",
+        orders=(("few-vcpus", "value=40"),),
+        task="validate",
+        layers=_of("quota"),
+        reasons=_of("vcpu-quota"),
+        within_s=20,
+        begins="",
+    ),
     _ngc(401, "ngc-auth", "ngc-key-refused"),
     _ngc(402, "entitlement", "ngc-not-entitled"),
     _ngc(403, "entitlement", "ngc-key-forbidden"),
@@ -107,6 +116,15 @@ LASTING = [
         reasons=_of("volume-unbound"),
         evidence=event("ProvisioningFailed"),
         within_s=BUDGETS.bind_s + SLACK_S,
+    ),
+    Case(
+        "nobody may write into a volume",
+        orders=(("volume-not-writable",),),
+        task="verify_platform",
+        layers=_of("volume"),
+        reasons=_of("storage-not-writable"),
+        within_s=60,
+        begins="apply_platform",
     ),
     Case(
         "out of memory",

@@ -115,6 +115,26 @@ def test_the_ledger_tells_the_whole_story(live: Live, deployed: Run) -> None:
         assert record["format"] == "nim-rollouts/ledger/v1"
 
 
+@pytest.mark.live(order=18)
+def test_the_platform_was_verified_and_the_storage_probed(live: Live, deployed: Run) -> None:
+    facts = live.facts(deployed)
+    checks = {one["name"]: one for one in facts.of("verify_platform")["checks"]}
+    pools = "ok" if facts.of("validate").get("node_pools") else "not-applicable"
+    assert {name: one["outcome"] for name, one in checks.items()} == {
+        "crds": "ok", "operators": "ok", "webhooks": checks["webhooks"]["outcome"], "storage": "ok",
+        "node-pools": pools, "gpu-fit": pools, "quota": "ok", "dry-run": "ok",
+    }  # fmt: skip
+    assert checks["webhooks"]["outcome"] in ("ok", "not-applicable")
+    assert "was bound, written and read by" in checks["storage"]["seen"]
+    assert "storage: ok" in live.log(deployed, "verify_platform")
+    assert facts.of("validate")["quotas"]["outcome"] == "ok"
+    assert [
+        job["metadata"]["name"] for job in live.objects("jobs", NAMESPACE) if "-probe-" in job["metadata"]["name"]
+    ] == []
+    claims = [claim["metadata"]["name"] for claim in live.objects("persistentvolumeclaims", NAMESPACE)]
+    assert [name for name in claims if "-probe-" in name] == []
+
+
 @pytest.mark.live(order=30)
 def test_the_same_again_changes_nothing(live: Live, deployed: Run) -> None:
     before = live.specs()

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from nim_rollouts.core.cost import sizes
+
 if TYPE_CHECKING:
     from nim_rollouts.clients.terraform_events import Progress
 
@@ -185,7 +187,7 @@ def from_events(progress: Progress, *, checksum: str, plan_file: str) -> PlanSum
 
 
 def explained(summary: PlanSummary, shown: dict[str, Any]) -> PlanSummary:
-    """The same summary, with the attributes that force each replacement."""
+    """The same summary, with the attributes that force each replacement, and what prices need to know."""
     forced = {one["address"]: _forced(one) for one in shown.get("resource_changes", [])}
     details = [{**one, "forced_by": forced.get(one["address"], [])} for one in summary.details]
     return replace(summary, details=details, sizes=sizes(shown))

@@ -81,6 +81,13 @@ class Budgets(Strict):
     endpoint_s: int = Field(default=180, ge=1, le=LONGEST_BUDGET_S)
 
 
+class Verify(Strict):
+    """How the platform is verified. `image`: of the pod that writes into a volume and reads it back; a shell with
+    `stat` is all it needs, and nodes must be able to pull it without a secret."""
+
+    image: str = "public.ecr.aws/docker/library/busybox:1.37"
+
+
 class Policies(Strict):
     """`claim`: what a run does when another live one holds the claim. `approval`: which plans a person must approve,
     within `approval_timeout_s`: `approvers` (user ids) alone if any are named, with `four_eyes` not who asked.
@@ -114,6 +121,7 @@ class Environment(Strict):
     storage_class: ObjectName
     budgets: Budgets = Field(default_factory=Budgets)
     policies: Policies = Field(default_factory=Policies)
+    verify: Verify = Field(default_factory=Verify)
 
     @property
     def active_addons(self) -> list[Addon]:

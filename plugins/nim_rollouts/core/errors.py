@@ -76,6 +76,13 @@ class GpuFit(SpecError):
     default_hint = "Lower service.resources, or allow a larger instance type in the environment"
 
 
+class QuotaTooSmall(NeedsHumanError):
+    """The account's quota of vCPUs leaves no room for the nodes that the deployment needs."""
+
+    default_reason, default_layer = "vcpu-quota", "quota"
+    default_hint = "Ask AWS for a larger quota"
+
+
 class ToolMissing(PermanentError):
     """A command line tool is not where it should be."""
 

@@ -156,6 +156,25 @@ def benchmark(context: Context, deployment: Deployment, files: Mapping[str, byte
     return [config_map, job]
 
 
+def storage_probe(context: Context, deployment: Deployment, image: str) -> Object:
+    """The Job that writes into a volume of the cache's storage class, as the cache's pods would, and reads it back.
+
+    Its claim is the pod's own (ephemeral), so that nothing is left once the Job is deleted, or cleaned up by its time
+    to live where nobody comes back to delete it.
+    """
+    names, cache = context.names, deployment.cache
+    job = _own(_load(context, "storage-probe.yaml", "Job"), context, names.storage_probe)
+    pod = job["spec"]["template"]
+    pod["metadata"] = {"labels": dict(job["metadata"]["labels"])}
+    container = pod["spec"]["containers"][0]
+    container["image"] = image
+    container["env"] = [{"name": "PROBE_TOKEN", "value": context.rollout}]
+    claim = pod["spec"]["volumes"][0]["ephemeral"]["volumeClaimTemplate"]
+    claim["metadata"] = {"labels": dict(job["metadata"]["labels"])}
+    claim["spec"] |= {"accessModes": [cache.access_mode], "storageClassName": cache.storage_class}
+    return job
+
+
 def _config_data(files: Mapping[str, bytes]) -> dict[str, dict[str, str]]:
     text: dict[str, str] = {}
     binary: dict[str, str] = {}

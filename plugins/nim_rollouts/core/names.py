@@ -49,6 +49,8 @@ class Names:
     benchmark_config: str
     pull_secret: str = PULL_SECRET
     api_secret: str = API_SECRET
+    #: The Job that proves the storage, named after the rollout as the benchmark's is.
+    storage_probe: str = "storage-probe"
 
     @property
     def cache_job(self) -> str:
@@ -70,7 +72,8 @@ def names_for(deployment: Deployment, rollout_id: str) -> Names:
     """The names for a resolved deployment in one rollout."""
     cache = f"{deployment.name}-{content_hash(cache_spec(deployment))}"
     service = f"{deployment.name}-{content_hash(hashed_service_spec(service_spec(deployment, cache)))}"
-    benchmark = f"{deployment.name}-bench-{content_hash(rollout_id)}"
+    of_rollout = content_hash(rollout_id)
+    benchmark = f"{deployment.name}-bench-{of_rollout}"
     return Names(
         namespace=deployment.namespace,
         cache=cache,
@@ -78,4 +81,5 @@ def names_for(deployment: Deployment, rollout_id: str) -> Names:
         stable_service=deployment.name,
         benchmark_job=benchmark,
         benchmark_config=benchmark,
+        storage_probe=f"{deployment.name}-probe-{of_rollout}",
     )

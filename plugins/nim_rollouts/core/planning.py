@@ -7,20 +7,10 @@ planned over unseen.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection
 
 Mark = tuple[str, int]
 """(lineage, serial) of a state; ("", 0) where there is none."""
-
-_HARMLESS = ("create", "update", "import", "move", "read")
-
-
-def needs_approval(policy: str | None, changes: Iterable[Sequence[str]]) -> bool:
-    """Whether a person must have said yes: by the environment's `policies.approval`, of (address, action) changes."""
-    actions = [action for _, action in changes]
-    if policy == "always":
-        return bool(actions)
-    return policy == "on-destroy" and any(action not in _HARMLESS for action in actions)
 
 
 def refused(answer: str | None, needed: bool) -> str | None:

@@ -1,9 +1,9 @@
 """The Jobs of a run that nobody waits for any more, and waking a download that was put to rest so.
 
-Only Jobs are touched, each only as it was seen: by uid and resourceVersion. The benchmark's Job is deleted. The
-download's is the operator's, which makes a deleted one anew at once: a running one is suspended instead, and of one
-that has failed the time to live is taken away, after which the operator would begin again and again. A later
-`apply_cache` wakes it.
+Only Jobs are touched, each only as it was seen: by uid and resourceVersion. The benchmark's Job is deleted, and the
+storage probe's. The download's is the operator's, which makes a deleted one anew at once: a running one is suspended
+instead, and of one that has failed the time to live is taken away, after which the operator would begin again and
+again. A later `apply_cache` wakes it.
 """
 
 from __future__ import annotations
@@ -51,6 +51,17 @@ def _stop_benchmark(session: Session, say: Say) -> bool:
         return job
 
     return _settled(look, lambda job: _delete(session, job), say, f"Job {names.benchmark_job} stopped: deleted")
+
+
+def _stop_probe(session: Session, say: Say) -> bool:
+    """The storage probe is this rollout's by its name. One that has ended goes too, with its claim and volume."""
+    names = session.names
+
+    def look() -> Object | None:
+        job = session.cluster.get(JOB_API, "Job", names.namespace, names.storage_probe)
+        return None if job is None or is_deleting(job) else job
+
+    return _settled(look, lambda job: _delete(session, job), say, f"Job {names.storage_probe} stopped: deleted")
 
 
 def _stop_download(session: Session, say: Say) -> bool:
@@ -154,5 +165,6 @@ def _rests(job: Mapping[str, Any]) -> bool:
 
 _STOPPERS: dict[str, Callable[[Session, Say], bool]] = {
     "wait_benchmark": _stop_benchmark,
+    "wait_platform": _stop_probe,
     "wait_cache": _stop_download,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nim_rollouts.core.errors import ApplyRejected, PlatformNotReady
+from nim_rollouts.core.errors import PlatformNotReady
 from nim_rollouts.operators.base import Facts, Stage, StageOperator
 
 OUTPUTS_STAGE = "terraform_outputs"
@@ -24,13 +24,14 @@ class ClusterAccessOperator(StageOperator):
 
 
 class ApplyPlatformOperator(StageOperator):
-    """The storage class on the environment's file system, and the deployment's namespace."""
+    """The storage class on the environment's file system, the deployment's namespace, and a probe of the storage."""
 
     claim_scopes = ("deployment", "environment")
 
     def run(self, stage: Stage) -> Facts:
-        """Server-side apply of both."""
+        """Server-side apply of both, and of the storage's probe."""
         from nim_rollouts.core import manifests
+        from nim_rollouts.operators import storage_probe
 
         session = stage.session
         file_system = session.facts(OUTPUTS_STAGE)["outputs"].get("efs_file_system_id")
@@ -44,7 +45,8 @@ class ApplyPlatformOperator(StageOperator):
         if self._is_ours(stage, namespace):
             objects.append(namespace)
         stage.intend({"objects": [f"{obj['kind']}/{obj['metadata']['name']}" for obj in objects]})
-        return {"file_system": file_system, "applied": [apply_and_say(stage, obj) for obj in objects]}
+        applied = [apply_and_say(stage, obj) for obj in objects]
+        return {"file_system": file_system, "applied": applied, storage_probe.FACT: storage_probe.apply(stage)}
 
     @staticmethod
     def _is_ours(stage: Stage, namespace: dict[str, Any]) -> bool:
@@ -57,51 +59,6 @@ class ApplyPlatformOperator(StageOperator):
             return True
         stage.log.info("Namespace/%s was there before us: used as it is, and left by a teardown", name)
         return False
-
-
-class VerifyPlatformOperator(StageOperator):
-    """Dry-runs the deployment's own objects on the API server, strictly: what it would refuse later it refuses now."""
-
-    def run(self, stage: Stage) -> Facts:
-        """Changes nothing. Afterwards the environment's claim is given up: another deployment may begin."""
-        from nim_rollouts.core import manifests
-
-        session = stage.session
-        context, deployment = session.manifest_context(), session.deployment
-        objects = [
-            manifests.nim_cache(context, deployment),
-            manifests.nim_service(context, deployment),
-            manifests.stable_service(context, deployment),
-            *manifests.benchmark(context, deployment, session.include.benchmark_files()),
-        ]
-        refused = []
-        for obj in objects:
-            try:
-                session.cluster.apply(obj, dry_run=True)
-            except ApplyRejected as error:
-                refused.append(error)
-        if refused:
-            raise ApplyRejected(
-                " | ".join(error.message for error in refused),
-                hint="Correct the deployment, or install the operator version that knows these fields",
-            )
-        stage.log.info("the API server accepts %s", ", ".join(sorted({obj["kind"] for obj in objects})))
-        facts = {
-            "accepted": sorted(f"{obj['kind']}/{obj['metadata']['name']}" for obj in objects),
-            "storage_class": self._storage_class(stage),
-        }
-        stage.release_claims("environment")
-        return facts
-
-    @staticmethod
-    def _storage_class(stage: Stage) -> str:
-        wanted = stage.session.deployment.cache.storage_class
-        if stage.session.cluster.get("storage.k8s.io/v1", "StorageClass", None, wanted) is None:
-            raise PlatformNotReady(
-                f"the cluster has no storage class {wanted}",
-                hint="Name one that it has in cache.storage_class of the deployment",
-            )
-        return wanted
 
 
 class ApplySecretsOperator(StageOperator):

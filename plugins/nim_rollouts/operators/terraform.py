@@ -7,7 +7,6 @@ where nothing is in it that the first one did not show.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -245,12 +244,12 @@ def refuse_unapproved(stage: Stage, plan: PlanSummary) -> None:
 
     :raises NeedsHumanError: it was not approved
     """
-    needed = planning.needs_approval(_policy(stage), plan.changes)
-    content = stage.session.store.get(f"approvals/{stage.session.environment.name}/{plan.checksum}.json")
-    answer = json.loads(content) if content is not None else {}
-    if answer and answer.get("checksum") != plan.checksum:
-        answer = {"answer": ""}
-    why = planning.refused(answer.get("answer"), needed)
+    from nim_rollouts.clients.approvals import read_answer
+    from nim_rollouts.core.approval import need
+
+    answer = read_answer(stage.session.store, stage.session.environment.name, plan.checksum)
+    needed = need(_policy(stage), plan.changes).needed
+    why = planning.refused(answer.answer if answer else None, needed)
     if why is not None:
         raise NeedsHumanError(
             f"the plan {plan.checksum[:12]} ({plan.text()}) is not applied: {why}",
@@ -271,9 +270,8 @@ def lock_key(plan: str) -> str:
     return plan.removesuffix(".tfplan") + ".lock.hcl"
 
 
-def _policy(stage: Stage) -> str | None:
-    policy = getattr(stage.session.environment.policies, "approval", None)
-    return None if policy is None else str(policy)
+def _policy(stage: Stage) -> str:
+    return str(stage.session.environment.policies.approval)
 
 
 def _moved(why: str) -> NeedsHumanError:

@@ -139,9 +139,11 @@ class ValidateOperator(ClaimingOperator):
             problems.add(SpecError(f'strategy "{self.strategy}" is not one of {", ".join(STRATEGIES)}',
                                    hint="Choose one of them"))  # fmt: skip
         fitting: list[str] = []
+        capacity: dict[str, Any] | None = None
         if deployment is not None:
             fitting = problems.of(lambda: _gpu_fit(session, deployment)) or []
             problems.of(lambda: _cache_fit(session, deployment))
+            capacity = problems.of(lambda: _capacity(session, deployment)) if fitting else None
         image = problems.of(lambda: _ngc(session, deployment)) or {}
         if deployment is not None and image and not request.skip_benchmark:
             image |= problems.of(lambda: _benchmark_image(session, deployment)) or {}
@@ -170,6 +172,7 @@ class ValidateOperator(ClaimingOperator):
             "environment_generation": environment_claim.generation,
             "triggered_by": request.triggered_by,
             "instance_types": fitting,
+            **(capacity or {}),
             "addons": [addon.name for addon in session.environment.active_addons],
             **image,
             **tools,
@@ -267,6 +270,17 @@ def _cache_fit(session: Session, deployment: Deployment) -> None:
 
     if deployment.cache.resources:
         fits(deployment.cache.asked, session.environment.instance_types, where="cache.resources")
+
+
+def _capacity(session: Session, deployment: Deployment) -> dict[str, Any]:
+    """The environment's node pools can start nodes for it, and the account's quotas leave room for them."""
+    from nim_rollouts.operators import capacity
+
+    found = capacity.fitting(session.environment, deployment, capacity.pools_of_files(session), standing=True)
+    return {
+        "node_pools": capacity.summary(found),
+        "quotas": capacity.quotas(session.environment, deployment, found),
+    }
 
 
 def _benchmark_image(session: Session, deployment: Deployment) -> dict[str, Any]:

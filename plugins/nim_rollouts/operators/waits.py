@@ -13,7 +13,6 @@ from airflow.triggers.base import StartTriggerArgs
 
 from nim_rollouts.core.errors import (
     ClusterUnavailable,
-    LeftoversFound,
     NeedsHumanError,
     NimRolloutsError,
     PermanentError,
@@ -27,6 +26,7 @@ from nim_rollouts.core.errors import (
 )
 from nim_rollouts.operators.base import RESULT, Facts, Stage, StageOperator
 from nim_rollouts.operators.explain import explain, profiles_offered
+from nim_rollouts.operators.remains import refuse_remains
 
 if TYPE_CHECKING:
     from nim_rollouts.core.verdicts import Snapshot, Subject, Verdict
@@ -129,7 +129,7 @@ class WaitOperator(StageOperator):
         snapshots = self._look(stage, plan, told)
         fresh = self._judge(stage, plan, snapshots, told, event.get("started_at"))
         self._decide(stage, plan, told, fresh, snapshots)
-        self._refuse_remains(stage, plan, bool(event.get("remaining")))
+        refuse_remains(stage, plan, bool(event.get("remaining")))
         for subject, verdict in fresh.verdicts:
             stage.log.info("%s: %s", subject.ref, verdict.message)
         return {
@@ -140,23 +140,6 @@ class WaitOperator(StageOperator):
             "timeline": told.timeline,
             **self.details(stage, snapshots),
         }
-
-    @staticmethod
-    def _refuse_remains(stage: Stage, plan: Plan, told: bool) -> None:
-        """Nothing, if AWS has none of what had to go with the objects."""
-        from nim_rollouts.hooks.remains import look
-
-        if plan.cloud is None or not (left := look(stage.session, plan.cloud, plan.removed)):
-            return
-        if not told:
-            raise TransientError("AWS shows again what it had none of a moment ago", layer="teardown",
-                                 reason="verdict-changed")  # fmt: skip
-        for one in left:
-            stage.log.error("still there: %s", one.text)
-        raise LeftoversFound(
-            f"AWS still has {len(left)} {plan.cloud}: {', '.join(one.text for one in left[:10])}",
-            hint=plan.cloud.remedy + ", then clear this task",
-        )
 
     @staticmethod
     def _look(stage: Stage, plan: Plan, told: Outcome) -> dict[str | None, Snapshot]:
@@ -230,7 +213,16 @@ class WaitOperator(StageOperator):
 
 
 class WaitPlatformOperator(WaitOperator):
-    """Waits until the add-ons' CRDs are established and their Deployments available."""
+    """Waits until the add-ons' CRDs are established, their Deployments available, and the storage probe has ended."""
+
+    stops_job = True
+
+    def details(self, stage: Stage, snapshots: Mapping[str | None, Snapshot]) -> Facts:
+        """What the storage probe has found."""
+        from nim_rollouts.operators import storage_probe
+
+        namespace = stage.session.names.namespace
+        return {storage_probe.FACT: storage_probe.answer(stage.session, snapshots.get(namespace) or {})}
 
 
 class WaitCacheOperator(WaitOperator):

@@ -94,7 +94,26 @@ def _platform(session: Session) -> Plan:
     for addon in session.environment.active_addons:
         subjects += [Subject("CustomResourceDefinition", name) for name in addon.requires.crds]
         subjects += [Subject("Deployment", name, addon.namespace) for name in addon.requires.deployments]
-    return Plan(tuple(subjects), session.environment.budgets.operator_s, "platform", budget="budgets.operator_s")
+    operator_s = session.environment.budgets.operator_s
+    probe = _storage_probe(session)
+    if probe is None:
+        return Plan(tuple(subjects), operator_s, "platform", budget="budgets.operator_s")
+    # Side by side: the longer one decides. What hangs visibly ends with the budget of its step.
+    budgets = session.environment.budgets
+    whole = budgets.bind_s + budgets.node_launch_s + budgets.image_pull_s
+    why = "budgets.operator_s" if operator_s >= whole else "budgets.bind_s + node_launch_s + image_pull_s"
+    return Plan((*subjects, probe), max(operator_s, whole), "platform", budget=why)
+
+
+def _storage_probe(session: Session) -> Subject | None:
+    """The probe's Job, where this run has applied one that has not answered an earlier wait already."""
+    from nim_rollouts.core.verdicts import Subject
+
+    applied = (session.ledger.read("apply_platform", "result") or {}).get("storage_probe") or {}
+    told = (session.ledger.read("wait_platform", "result") or {}).get("storage_probe") or {}
+    if not applied.get("uid") or told.get("uid") == applied["uid"]:
+        return None
+    return Subject("Job", session.names.storage_probe, session.names.namespace)
 
 
 def _cache(session: Session) -> Plan:

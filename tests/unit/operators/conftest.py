@@ -202,6 +202,13 @@ class World:
         }
         session.ledger.record("validate", 1, "request", request)
 
+    def platform(self) -> None:
+        """Put into the cluster what an installed platform has: the add-on's definition and the storage class."""
+        established = {"conditions": [{"type": "Established", "status": "True"}]}
+        crd = {"kind": "CustomResourceDefinition", "metadata": {"name": "nimcaches.apps.nvidia.com"}}
+        self.cluster.put({"apiVersion": "apiextensions.k8s.io/v1", **crd, "status": established})
+        self.cluster.put({"apiVersion": "v1", "kind": "StorageClass", "metadata": {"name": "efs-sc-dynamic"}})
+
     def prepared(self, operator: StageOperator, monkeypatch: pytest.MonkeyPatch, run_id: str | None = None) -> None:
         """Make the operator work in this world, with its fields as Airflow would have rendered them."""
         monkeypatch.setattr("nim_rollouts.hooks.session.Session", self._session_class())
@@ -229,6 +236,13 @@ def world(tmp_path: Path) -> World:
     chart.mkdir(parents=True)
     (chart / "Chart.yaml").write_text("name: operator\nversion: 0.1.0\n")
     return World(Include(include))
+
+
+@pytest.fixture(autouse=True)
+def a_generous_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS is not asked: every quota is large, and nothing runs."""
+    monkeypatch.setattr("nim_rollouts.hooks.quotas.limits", lambda environment, codes: dict.fromkeys(codes, 768.0))
+    monkeypatch.setattr("nim_rollouts.hooks.quotas.running", lambda environment: [])
 
 
 @pytest.fixture(autouse=True)

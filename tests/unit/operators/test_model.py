@@ -22,7 +22,8 @@ from nim_rollouts.core.errors import (
 from nim_rollouts.core.manifests import DEPLOYMENT_LABEL, ENVIRONMENT_LABEL
 from nim_rollouts.operators.gate import GateOperator, SmokeTestOperator, check_completion
 from nim_rollouts.operators.model import NUDGED, ApplyCacheOperator, ApplyServiceOperator
-from nim_rollouts.operators.platform import ApplyPlatformOperator, ApplySecretsOperator, VerifyPlatformOperator
+from nim_rollouts.operators.platform import ApplyPlatformOperator, ApplySecretsOperator
+from nim_rollouts.operators.verify import VerifyPlatformOperator
 from tests.unit.operators.conftest import DEPLOYMENT, World
 
 MODEL = "meta/llama-3.1-8b-instruct"
@@ -271,6 +272,7 @@ def test_the_platform_needs_the_file_system(world: World) -> None:
 
 def test_what_the_api_server_would_refuse_later_is_refused_now(world: World) -> None:
     world.accepted()
+    world.platform()
     world.cluster.rejects = {"NIMService": "unknown field spec.x", "Job": "no"}
     with pytest.raises(ApplyRejected, match="unknown field spec.x.*Job"):
         VerifyPlatformOperator(task_id="verify_platform").run(world.stage("verify_platform"))
@@ -281,7 +283,7 @@ def test_a_verified_platform_lets_the_next_deployment_begin(world: World) -> Non
     from nim_rollouts.clients import claims
 
     world.accepted()
-    world.cluster.put({"apiVersion": "v1", "kind": "StorageClass", "metadata": {"name": "efs-sc-dynamic"}})
+    world.platform()
     VerifyPlatformOperator(task_id="verify_platform").run(world.stage("verify_platform"))
     store = world.session().store
     assert claims.held_by(store, claims.environment_scope("test")) is None

@@ -282,6 +282,7 @@ def test_the_benchmarks_image_is_looked_up_where_it_can_be(
     world: World, fine: ValidateOperator, monkeypatch: pytest.MonkeyPatch, image: str, skip: bool, asked: int
 ) -> None:
     monkeypatch.undo()
+    monkeypatch.setattr("nim_rollouts.operators.validate._capacity", lambda session, deployment: {})
     looked: list[str] = []
 
     def manifest(repository: str, tag: str) -> Digest:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rehearsal import faults
+from rehearsal import fault_command, faults
 from rehearsal.__main__ import main
 
 
@@ -97,16 +97,16 @@ def test_refused_images(r: State, ordered: str, asked: str, status: int | None) 
 
 
 def test_command_line(r: State, capsys: pytest.CaptureFixture[str]) -> None:
-    assert faults.main(["cache-job-fails", "pods=2"], r) == 0
-    assert faults.main([], r) == 0
+    assert fault_command.main(["cache-job-fails", "pods=2"], r) == 0
+    assert fault_command.main([], r) == 0
     assert "cache-job-fails pods=2" in capsys.readouterr().out
-    assert faults.main(["--list"], r) == 0
+    assert fault_command.main(["--list"], r) == 0
     listing = capsys.readouterr().out
     assert all(name in listing for name in faults.CATALOGUE)
-    assert faults.main(["nope"], r) == 2
-    assert faults.main(["cache-job-fails", "pods"], r) == 2
+    assert fault_command.main(["nope"], r) == 2
+    assert fault_command.main(["cache-job-fails", "pods"], r) == 2
     assert "key=value" in capsys.readouterr().err
-    assert faults.main(["--clear"], r) == 0
+    assert fault_command.main(["--clear"], r) == 0
     assert faults.active(r) == {}
 
 
@@ -114,7 +114,7 @@ def test_command_line(r: State, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_rehearsals_command_line_hands_everything_on(monkeypatch: pytest.MonkeyPatch, rest: list[str]) -> None:
     taken: list[list[str]] = []
     monkeypatch.setattr(sys, "argv", ["rehearsal", "fault", *rest])
-    monkeypatch.setattr(faults, "main", lambda argv: taken.append(argv) or 0)
+    monkeypatch.setattr(fault_command, "main", lambda argv: taken.append(argv) or 0)
     assert main() == 0
     assert taken == [rest]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rehearsal.runner.containers import dropped
 from rehearsal.runner.process import Process, SandboxError, StartError, log_tail, run_inside, unshare_argv
 
 try:
@@ -63,6 +64,28 @@ async def test_read_only_mounts_refuse_writes(tmp_path: Path) -> None:
     assert code != 0 and "Read-only" in said and not list(volume.iterdir())
     assert (await run(tmp_path, "echo x > /rw/file", (volume, "/rw", False)))[0] == 0
     assert (volume / "file").read_text() == "x\n"
+
+
+async def test_a_container_without_capabilities_meets_the_permissions_of_files(tmp_path: Path) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir(mode=0o555)
+    made = spec(tmp_path, "echo x > /in/file", (volume, "/in", False))
+    process = await Process.start(made | {"drop": ["DAC_OVERRIDE"]}, ENV, tmp_path / "log", sys.executable)
+    assert await process.exit_code != 0
+    assert "Permission denied" in log_tail(tmp_path / "log") and not list(volume.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ({}, []),
+        ({"drop": ["NET_RAW", "CHOWN"]}, ["CHOWN"]),
+        ({"drop": ["ALL"]}, ["CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER"]),
+        ({"drop": ["ALL"], "add": ["CHOWN"]}, ["DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER"]),
+    ],
+)
+def test_what_a_container_drops(given: dict[str, list[str]], taken: list[str]) -> None:
+    assert dropped({"securityContext": {"capabilities": given}}) == taken
 
 
 async def test_a_missing_program_is_told_as_a_runtime_does(tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""Whether the deployment can get nodes at all: pools against requests, quotas against pools.
+
+Asked by validation, before anything is made, of the pools as the files have them; and by the platform's verification,
+of those in the cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nim_rollouts.core.environment import Environment
+    from nim_rollouts.core.pools import Need, Option
+    from nim_rollouts.core.quota import Candidate
+    from nim_rollouts.core.spec import Deployment
+    from nim_rollouts.hooks.session import Session
+
+log = logging.getLogger(__name__)
+
+NODE_POOLS = "manifests/node-pools"
+
+
+def needs(deployment: Deployment) -> list[Need]:
+    """What the deployment puts on nodes of its own: its service, and the download before it."""
+    from nim_rollouts.core.pools import Need
+
+    service, cache = deployment.service, deployment.cache
+    return [
+        Need("service", service.resources.effective, service.node_selector,
+             [one.manifest() for one in service.tolerations], deployment.profile.gpus, service.replicas),
+        Need("cache", cache.asked, cache.node_selector, [one.manifest() for one in cache.tolerations]),
+    ]  # fmt: skip
+
+
+def pool_names(environment: Environment) -> list[str]:
+    """The environment's node pools, by the files that hold them; none where it has none."""
+    return list(getattr(environment, "node_pools", None) or ())
+
+
+def pools_of_files(session: Session) -> list[dict[str, Any]]:
+    """The NodePool objects that the environment's files hold.
+
+    :raises SpecError: one is missing, or holds no NodePool
+    """
+    import yaml
+
+    from nim_rollouts.core.errors import SpecError
+
+    found = []
+    for name in pool_names(session.environment):
+        file = session.include.path(f"{NODE_POOLS}/{name}.yaml")
+        if not file.is_file():
+            raise SpecError(
+                f"node_pools: there is no file include/{NODE_POOLS}/{name}.yaml",
+                hint="Name files of that folder in node_pools, without .yaml",
+            )
+        try:
+            documents = [one for one in yaml.safe_load_all(file.read_text()) if isinstance(one, dict)]
+        except yaml.YAMLError as error:
+            raise SpecError(f"include/{NODE_POOLS}/{name}.yaml is not YAML: {error}", reason="yaml-malformed") from None
+        pools = [one for one in documents if one.get("kind") == "NodePool"]
+        if not pools:
+            raise SpecError(f"include/{NODE_POOLS}/{name}.yaml holds no NodePool")
+        found += pools
+    return found
+
+
+def fitting(
+    environment: Environment, deployment: Deployment, pools: Sequence[Mapping[str, Any]], *, standing: bool = False
+) -> dict[str, list[Option]]:
+    """Need -> what the pools can start for it. Nothing where the environment names no pools.
+
+    :param standing: an earlier revision runs
+    :raises GpuFit: a need that none can hold
+    """
+    from nim_rollouts.core.pools import options
+
+    if not pool_names(environment):
+        return {}
+    return {need.what: options(need, pools, standing=standing) for need in needs(deployment)}
+
+
+def quotas(
+    environment: Environment, deployment: Deployment, found: Mapping[str, Sequence[Option]] | None = None
+) -> dict[str, Any]:
+    """Whether the account may have these nodes: facts for the ledger.
+
+    What AWS does not tell refuses nothing: it is logged as a warning and recorded as unknown, with the missing right.
+
+    :param found: of `fitting`; without pools the environment's instance types count, on demand
+    :raises QuotaTooSmall: it may not, and AWS has said so
+    """
+    from nim_rollouts.core import quota
+    from nim_rollouts.hooks import quotas as aws
+
+    candidates = _candidates(environment, deployment, found or {})
+    known = [one for one in candidates if quota.quota_of(one.instance_type, one.capacity_type)]
+    codes = {counted.code for one in known if (counted := quota.quota_of(one.instance_type, one.capacity_type))}
+    if not codes:
+        return {"outcome": "not-applicable", "seen": [], "unknown": []}
+    met = quota.findings(known, aws.limits(environment, codes), aws.running(environment))
+    deciding = [
+        finding
+        for what in dict.fromkeys(one.what for one in known)
+        if (finding := quota.judge([one for one in met if one.candidate.what == what], environment.region)) is not None
+    ]
+    unknown = [finding for finding in deciding if finding.is_met is None]
+    for finding in unknown:
+        log.warning("%s: the rollout goes on, and may wait for a node that it cannot get", finding.in_words)
+    return {
+        "outcome": "unknown" if unknown else "ok",
+        "seen": [finding.in_words for finding in deciding],
+        "unknown": sorted({finding.why for finding in unknown}),
+    }
+
+
+def _candidates(
+    environment: Environment, deployment: Deployment, found: Mapping[str, Sequence[Option]]
+) -> list[Candidate]:
+    from nim_rollouts.core.instances import INSTANCES, fits
+    from nim_rollouts.core.pools import ON_DEMAND
+    from nim_rollouts.core.quota import Candidate
+
+    if found:
+        return [
+            Candidate(what, one.instance.name, one.nodes, capacity, one.nodes * one.instance.cpus)
+            for what, options in found.items()
+            for one in options
+            for capacity in one.capacity_types
+        ]
+    service = deployment.service
+    names = fits(service.resources.effective, environment.instance_types, deployment.profile.gpus)
+    return sorted(
+        (
+            Candidate("service", name, service.replicas, ON_DEMAND, service.replicas * INSTANCES[name].cpus)
+            for name in names
+        ),
+        key=lambda one: one.vcpus,
+    )
+
+
+def summary(found: Mapping[str, Sequence[Option]]) -> dict[str, list[str]]:
+    """Need -> `pool: type, type, ...`, for the log and the ledger."""
+    told: dict[str, list[str]] = {}
+    for what, options in found.items():
+        by_pool: dict[str, list[str]] = {}
+        for one in options:
+            by_pool.setdefault(one.pool, []).append(one.instance.name + (f" ({one.tight})" if one.tight else ""))
+        told[what] = [f"{pool}: {', '.join(names)}" for pool, names in by_pool.items()]
+    return told

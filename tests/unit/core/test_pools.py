@@ -1,0 +1,153 @@
+"""Which node pool could start a node, and what is said of those that could not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nim_rollouts.core.errors import GpuFit
+from nim_rollouts.core.pools import Need, options
+
+TOLERATED = ({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},)
+SERVICE = Need(
+    "service",
+    {"cpu": "40", "nvidia.com/gpu": "2"},
+    {"instanceType": "g5-gpu-karpenter"},
+    TOLERATED,
+    ("A10G",),
+)
+CACHE = Need("cache", {}, {"accelerator": "nvidia", "instanceType": "g5-gpu-karpenter"}, TOLERATED)
+
+
+def requirement(key: str, operator: str, *values: str) -> dict[str, Any]:
+    return {"key": key, "operator": operator, **({"values": list(values)} if values else {})}
+
+
+def pool(
+    name: str = "g5-gpu-karpenter",
+    *requirements: dict[str, Any],
+    labels: dict[str, str] | None = None,
+    taints: list[dict[str, str]] | None = None,
+    limits: dict[str, Any] | None = None,
+    used: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    gpu = [{"key": "nvidia.com/gpu", "effect": "NoSchedule"}]
+    return {
+        "kind": "NodePool",
+        "metadata": {"name": name},
+        "spec": {
+            "limits": limits or {},
+            "template": {
+                "metadata": {"labels": labels or {"instanceType": name, "accelerator": "nvidia"}},
+                "spec": {
+                    "taints": gpu if taints is None else taints,
+                    "requirements": list(requirements) or [
+                        requirement("karpenter.k8s.aws/instance-family", "In", "g5"),
+                        requirement("karpenter.sh/capacity-type", "In", "spot", "on-demand"),
+                    ],
+                },
+            },
+        },
+        "status": {"resources": used or {}},
+    }  # fmt: skip
+
+
+def types(found: list[Any]) -> list[str]:
+    return [one.instance.name for one in found]
+
+
+def test_the_reference_deployment_fits_into_the_larger_ones_alone() -> None:
+    """40 CPUs and 2 GPUs: g5.12xlarge and larger with several GPUs; the smallest first."""
+    found = options(SERVICE, [pool()])
+    assert types(found) == ["g5.12xlarge", "g5.24xlarge", "g5.48xlarge"]
+    assert {(one.pool, one.nodes, one.capacity_types) for one in found} == {
+        ("g5-gpu-karpenter", 1, ("on-demand", "spot"))
+    }
+    assert len(options(CACHE, [pool()])) == 8, "a download asks for nothing: every size will do"
+
+
+@pytest.mark.parametrize(
+    ("requirements", "left"),
+    [
+        ([requirement("karpenter.k8s.aws/instance-size", "NotIn", "12xlarge", "48xlarge")], ["g5.24xlarge"]),
+        ([requirement("karpenter.k8s.aws/instance-gpu-count", "Gt", "4")], ["g5.48xlarge"]),
+        ([requirement("karpenter.k8s.aws/instance-cpu", "Lt", "96")], ["g5.12xlarge"]),
+        ([requirement("node.kubernetes.io/instance-type", "In", "g5.24xlarge")], ["g5.24xlarge"]),
+        ([requirement("karpenter.k8s.aws/instance-gpu-name", "Exists"),
+          requirement("karpenter.k8s.aws/instance-category", "In", "g"),
+          requirement("karpenter.k8s.aws/instance-generation", "In", "5"),
+          requirement("topology.kubernetes.io/zone", "In", "us-west-2a")],
+         ["g5.12xlarge", "g5.24xlarge", "g5.48xlarge"]),
+    ],
+)  # fmt: skip
+def test_requirements_are_honoured(requirements: list[dict[str, Any]], left: list[str]) -> None:
+    family = requirement("karpenter.k8s.aws/instance-family", "In", "g5")
+    assert types(options(SERVICE, [pool("g5-gpu-karpenter", family, *requirements)])) == left
+
+
+@pytest.mark.parametrize(
+    ("one", "why"),
+    [
+        (pool("g6-gpu-karpenter"), "have instanceType=g6-gpu-karpenter, asked for is instanceType=g5-gpu-karpenter"),
+        (pool(labels={"type": "karpenter"}), "no label instanceType (asked for is instanceType=g5-gpu-karpenter)"),
+        (pool(taints=[{"key": "team", "value": "b", "effect": "NoSchedule"}]), "taint team=b:NoSchedule is not tolera"),
+        (pool("g5-gpu-karpenter", requirement("karpenter.k8s.aws/instance-size", "In", "2xlarge")),
+         "too small: g5.2xlarge lacks cpu (7.84 of 40); nvidia.com/gpu (1 of 2)"),
+        (pool("g5-gpu-karpenter", requirement("karpenter.k8s.aws/instance-family", "In", "g6"),
+              requirement("karpenter.k8s.aws/instance-size", "In", "12xlarge")),
+         "g6.12xlarge lacks a GPU A10G (has L4)"),
+        (pool("g5-gpu-karpenter", requirement("karpenter.k8s.aws/instance-family", "In", "z9")),
+         "leave no instance type that is known"),
+        (pool(limits={"cpu": 40}), "1 x g5.12xlarge exceed its limit cpu (40)"),
+        (pool(limits={"cpu": "96", "nvidia.com/gpu": 8}, used={"cpu": "64"}),
+         "1 x g5.12xlarge exceed its limit cpu (96, 64 of it in use)"),
+        (pool("g5-gpu-karpenter", requirement("karpenter.sh/capacity-type", "In", "reserved")), "neither on-demand"),
+    ],
+)  # fmt: skip
+def test_each_pool_says_why_it_cannot(one: dict[str, Any], why: str) -> None:
+    with pytest.raises(GpuFit) as refused:
+        options(SERVICE, [one])
+    assert why in refused.value.message
+    assert refused.value.message.startswith("no node pool can start a node for service (cpu=40, nvidia.com/gpu=2): g")
+
+
+def test_all_pools_are_named_and_none_is_an_answer_too() -> None:
+    cpu = pool("x86-cpu-karpenter", requirement("karpenter.k8s.aws/instance-family", "In", "m6i"), taints=[])
+    with pytest.raises(GpuFit, match=r"g6-gpu-karpenter: its nodes .*\. x86-cpu-karpenter: its nodes"):
+        options(SERVICE, [pool("g6-gpu-karpenter"), cpu])
+    with pytest.raises(GpuFit, match="there is no node pool"):
+        options(SERVICE, [])
+
+
+def test_a_requirement_may_give_the_label_that_is_selected() -> None:
+    given = pool(
+        "any", requirement("team", "In", "a", "b"), requirement("karpenter.k8s.aws/instance-family", "In", "g5"),
+        labels={"instanceType": "g5-gpu-karpenter"},
+    )  # fmt: skip
+    chosen = Need(**{**vars(SERVICE), "node_selector": {"team": "a"}})
+    assert types(options(chosen, [given]))[0] == "g5.12xlarge"
+    with pytest.raises(GpuFit, match="requirement on team excludes c"):
+        options(Need(**{**vars(SERVICE), "node_selector": {"team": "c"}}), [given])
+
+
+def test_replicas_share_a_node_and_count_against_the_limit() -> None:
+    two = Need(**{**vars(SERVICE), "replicas": 3})
+    found = {one.instance.name: one.nodes for one in options(two, [pool()])}
+    assert found == {"g5.12xlarge": 3, "g5.24xlarge": 2, "g5.48xlarge": 1}
+    # Three of 48 CPUs exceed it; two of 96 and one of 192 do, too.
+    with pytest.raises(GpuFit, match="3 x g5.12xlarge exceed its limit cpu"):
+        options(two, [pool(limits={"cpu": "143"})])
+
+
+def test_what_an_earlier_revision_holds_may_be_used_again() -> None:
+    tight = pool(limits={"cpu": "64"}, used={"cpu": "48"})
+    with pytest.raises(GpuFit, match="48 of it in use"):
+        options(SERVICE, [tight])
+    (one,) = options(SERVICE, [tight], standing=True)
+    assert one.tight == "limit cpu (64, 48 of it in use)"
+
+
+def test_a_capacity_type_that_is_selected_leaves_the_other_out() -> None:
+    chosen = Need(**{**vars(SERVICE), "node_selector": {"karpenter.sh/capacity-type": "spot"}})
+    assert {one.capacity_types for one in options(chosen, [pool()])} == {("spot",)}

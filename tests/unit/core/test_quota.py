@@ -1,0 +1,94 @@
+"""vCPU quotas: which one counts, whether there is room, and what is said where there is none or nobody tells."""
+
+from __future__ import annotations
+
+import pytest
+
+from nim_rollouts.core.errors import NeedsHumanError, QuotaTooSmall
+from nim_rollouts.core.quota import Candidate, Running, findings, judge, quota_of
+
+G_ON_DEMAND, G_SPOT = "L-DB2E81BA", "L-3819A6DF"
+ON_DEMAND = Candidate("service", "g5.12xlarge", 1, "on-demand", 48)
+SPOT = Candidate("service", "g5.12xlarge", 1, "spot", 48)
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "on_demand", "spot"),
+    [
+        ("g5.12xlarge", G_ON_DEMAND, G_SPOT),
+        ("g6e.xlarge", G_ON_DEMAND, G_SPOT),
+        ("gr6.4xlarge", G_ON_DEMAND, G_SPOT),
+        ("p5.48xlarge", "L-417A185B", "L-7212CCBC"),
+        ("inf2.xlarge", "L-1945791B", "L-B5D1601B"),
+        ("trn1.32xlarge", "L-2C3B7624", "L-6B0D517C"),
+        ("m6i.2xlarge", "L-1216C47A", "L-34B43A08"),
+        ("im4gn.large", "L-1216C47A", "L-34B43A08"),
+        ("t3.large", "L-1216C47A", "L-34B43A08"),
+    ],
+)
+def test_each_family_has_its_quotas(instance_type: str, on_demand: str, spot: str) -> None:
+    codes = [quota.code for each in ("on-demand", "spot") if (quota := quota_of(instance_type, each))]
+    assert codes == [on_demand, spot]
+
+
+@pytest.mark.parametrize("instance_type", ["u-6tb1.metal", "mac2.metal", "hpc7a.96xlarge"])
+def test_some_families_have_none(instance_type: str) -> None:
+    assert quota_of(instance_type, "on-demand") is None
+
+
+def test_room_for_one_way_is_enough() -> None:
+    found = findings([ON_DEMAND, SPOT], {G_ON_DEMAND: 0.0, G_SPOT: 64.0}, [])
+    decided = judge(found, "us-west-2")
+    assert decided is not None and decided.candidate is SPOT
+    assert decided.in_words == (
+        "1 x g5.12xlarge spot (48 vCPUs) for service: All G and VT Spot Instance Requests (L-3819A6DF) is 64, 0 in use"
+    )
+
+
+def test_no_room_is_refused_with_both_numbers_and_the_command() -> None:
+    running = [Running("g6.4xlarge", "on-demand", 16), Running("m6i.large", "on-demand", 2)]
+    found = findings([ON_DEMAND, SPOT], {G_ON_DEMAND: 48.0, G_SPOT: 0.0}, running)
+    with pytest.raises(QuotaTooSmall) as refused:
+        judge(found, "us-west-2")
+    assert isinstance(refused.value, NeedsHumanError)
+    assert (refused.value.layer, refused.value.reason) == ("quota", "vcpu-quota")
+    assert "(L-DB2E81BA) is 48, 16 in use" in refused.value.message
+    assert "(L-3819A6DF) is 0, 0 in use" in refused.value.message
+    assert refused.value.hint.endswith(
+        "aws service-quotas request-service-quota-increase --service-code ec2 --quota-code L-DB2E81BA "
+        "--desired-value 64 --region us-west-2"
+    )
+
+
+def test_a_node_of_ours_is_not_needed_twice() -> None:
+    limits = {G_ON_DEMAND: 48.0}
+    ours = [Running("g5.12xlarge", "on-demand", 48, ours=True)]
+    assert judge(findings([ON_DEMAND], limits, ours), "us-west-2") is not None
+    with pytest.raises(QuotaTooSmall, match="is 48, 48 in use"):
+        judge(findings([ON_DEMAND], limits, [Running("g5.12xlarge", "on-demand", 48)]), "us-west-2")
+    # Its quota is another's: a spot node frees nothing on demand.
+    with pytest.raises(QuotaTooSmall):
+        judge(findings([ON_DEMAND], {G_ON_DEMAND: 40.0}, [Running("g5.12xlarge", "spot", 48, ours=True)]), "us-west-2")
+
+
+@pytest.mark.parametrize(
+    ("limits", "running"),
+    [
+        ({G_ON_DEMAND: "the worker's role lacks servicequotas:GetServiceQuota", G_SPOT: 0.0}, []),
+        ({G_ON_DEMAND: 0.0, G_SPOT: 0.0}, "the worker's role lacks ec2:DescribeInstances"),
+    ],
+)
+def test_what_nobody_tells_is_neither_yes_nor_no(limits: dict[str, float | str], running: list[Running] | str) -> None:
+    decided = judge(findings([ON_DEMAND, SPOT], limits, running), "us-west-2")
+    assert decided is not None and decided.is_met is None
+    assert "is not known (the worker's role lacks" in decided.in_words
+
+
+def test_the_first_that_has_room_decides_though_another_is_unknown() -> None:
+    found = findings([ON_DEMAND, SPOT], {G_ON_DEMAND: "denied", G_SPOT: 48.0}, [])
+    decided = judge(found, "us-west-2")
+    assert decided is not None and decided.candidate is SPOT and decided.is_met is True
+
+
+def test_without_candidates_there_is_nothing_to_decide() -> None:
+    assert judge(findings([Candidate("service", "u-6tb1.metal", 1, "on-demand", 448)], {}, []), "us-west-2") is None
