@@ -102,7 +102,9 @@ def _resources(cluster: Cluster, definitions: list[Object]) -> list[Object]:
     found: list[Object] = []
     for definition in definitions:
         spec = definition["spec"]
-        version = next(one["name"] for one in spec["versions"] if one.get("served"))
+        version = next((one["name"] for one in spec["versions"] if one.get("served")), None)
+        if version is None:
+            continue  # nobody can see what is stored under it
         found += cluster.list(f"{spec['group']}/{version}", spec["names"]["kind"])
     return found
 
