@@ -15,7 +15,6 @@ from nim_rollouts.core.cost import sizes
 if TYPE_CHECKING:
     from nim_rollouts.clients.terraform_events import Progress
 
-
 Change = tuple[str, str]
 """(resource address, action), where the action is create, update, replace, delete or forget."""
 
