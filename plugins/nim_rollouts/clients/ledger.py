@@ -82,9 +82,9 @@ class Ledger:
         found = list(self._under(f"{self.prefix}{stage}/", kind))
         return max(found, key=lambda record: record.try_number).facts if found else None
 
-    def records(self) -> list[Record]:
-        """Every record of the rollout, by key."""
-        return list(self._under(self.prefix))
+    def records(self, stage: str | None = None) -> list[Record]:
+        """Every record of the rollout, or of one stage of it, by key."""
+        return list(self._under(f"{self.prefix}{stage}/" if stage else self.prefix))
 
     def request(self) -> Request:
         """What is being rolled out: how every task and trigger after validation learns it.

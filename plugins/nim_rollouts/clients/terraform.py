@@ -72,6 +72,8 @@ class Terraform(TerraformRunner):
         self.plugin_dir = Path(plugin_dir) if plugin_dir else find_plugin_dir(self.env | dict(env))
         self.plan_file = self.work_dir / "plan.tfplan"
         self._summary_file = self.work_dir / "plan.summary.json"
+        #: The state of an earlier apply that this object has uploaded in its place.
+        self.brought_home: StateMark | None = None
         #: The last plan as `show` tells it, if it was looked into.
         self.shown: dict[str, Any] = {}
 
@@ -248,6 +250,7 @@ class Terraform(TerraformRunner):
                 reason="state-not-uploaded",
                 hint="Compare it with `terraform state pull` and push the right one by hand, then remove the file",
             ) from error
+        self.brought_home = _mark(json.loads(left.read_text()))
         left.rename(left.with_suffix(f".tfstate.{int(time.time())}"))
 
     def _state_of_plan(self) -> StateMark:

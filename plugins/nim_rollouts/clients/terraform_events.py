@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,10 +148,21 @@ def lock_info(diagnostics: list[Diagnostic]) -> LockInfo | None:
     return None
 
 
-def failure(command: str, errors: list[Diagnostic], stderr: str, status: int, now: float) -> NimRolloutsError:
+def failure(
+    command: str,
+    errors: list[Diagnostic],
+    stderr: str,
+    status: int,
+    now: float,
+    *,
+    where: str = "",
+    holders: Mapping[str, str] | None = None,
+) -> NimRolloutsError:
     """The error of ours for a command that ended with `status`; its class says whether a retry helps.
 
-    `now`, in seconds since the epoch, tells a lock that is in use from one that was left.
+    :param now: seconds since the epoch: tells a lock that is in use from one that was left
+    :param where: what a person types before `terraform` to reach this state
+    :param holders: user@host -> what is known of a work of ours there, and why its lock is not ours to take
     """
     stderr = _plain(stderr)
     errors = errors or diagnostics_of(stderr)
@@ -162,22 +174,23 @@ def failure(command: str, errors: list[Diagnostic], stderr: str, status: int, no
         message += f"; and {len(errors) - 3} more"
     said = "\n".join(f"{diagnostic.summary}\n{diagnostic.detail}" for diagnostic in errors)
     lock = lock_info(errors)
-    return _classify(message, said) if lock is None else _locked(lock, now)
+    if lock is None:
+        return _classify(message, said, errors)
+    return _locked(lock, now, where, (holders or {}).get(lock.who, ""))
 
 
-def _locked(lock: LockInfo, now: float) -> NimRolloutsError:
+def _locked(lock: LockInfo, now: float, where: str, known: str) -> NimRolloutsError:
     created = lock.created_epoch()
-    message = f"The terraform state is locked: {lock.text()}"
-    if created is not None and now - created < LOCK_IN_USE_S:
-        hint = "Somebody else's operation is probably under way; this task is tried again"
-        return TerraformUnavailable(message, reason="state-locked", hint=hint, retry_after_s=60)
-    return NeedsHumanError(
-        message,
-        layer="terraform",
-        reason="state-locked",
-        hint="Let that operation end. If its process is certainly dead, run"
-        f" `terraform force-unlock {lock.id}` in the root module, then clear this task",
+    message = f"The terraform state is locked: {lock.text()}" + (f"; {known}" if known else "")
+    remedy = (
+        f"if that process is certainly dead, run `{where}terraform force-unlock {lock.id}`"
+        f"{'' if where else ' in the root module'}, then clear this task"
     )
+    if created is not None and now - created < LOCK_IN_USE_S:
+        hint = f"That operation is probably under way, and this task is tried again; {remedy}"
+        return TerraformUnavailable(message, reason="state-locked", hint=hint, retry_after_s=60)
+    hint = f"Let that operation end; {remedy}"
+    return NeedsHumanError(message, layer="terraform", reason="state-locked", hint=hint)
 
 
 def diagnostics_of(stderr: str) -> list[Diagnostic]:
@@ -191,12 +204,37 @@ def diagnostics_of(stderr: str) -> list[Diagnostic]:
     return found
 
 
+#: Types that are imported by the name which the provider puts in brackets into its message.
+_IMPORTED_BY_NAME = (
+    "aws_cloudwatch_log_group",
+    "aws_cloudwatch_event_rule",
+    "aws_eks_cluster",
+    "aws_iam_instance_profile",
+    "aws_iam_role",
+    "aws_kms_alias",
+)
+
+
+def import_blocks(errors: list[Diagnostic]) -> str:
+    """One `import` block for each thing that exists already; its id as far as the message tells it."""
+    blocks = []
+    for error in errors:
+        if not error.address or not re.search(_EXISTS, f"{error.summary}\n{error.detail}"):
+            continue
+        kind = error.address.split("[")[0].split(".")[-2]
+        named = re.search(r"\(([^()]+)\)", error.summary)
+        by_name = named is not None and kind in _IMPORTED_BY_NAME
+        identifier = named[1] if named and by_name else f"<its id: see the import section of {kind} in the provider>"
+        blocks.append(f'import {{\n  to = {error.address}\n  id = "{identifier}"\n}}')
+    return "\n".join(blocks) or 'import {\n  to = <address>\n  id = "<id>"\n}'
+
+
 def _plain(text: str) -> str:
     """Without colours, and without the bar that stands beside a boxed message."""
     return re.sub(r"^[│╷╵] ?", "", re.sub(r"\x1b\[[0-9;]*m", "", text), flags=re.MULTILINE)
 
 
-def _classify(message: str, said: str) -> NimRolloutsError:
+def _classify(message: str, said: str, errors: list[Diagnostic]) -> NimRolloutsError:
     if "Saved plan is stale" in said or "plan file can no longer be applied" in said:
         return TerraformFailed(
             message, reason="plan-stale", hint="The state has changed since the plan was made: clear the plan task"
@@ -225,6 +263,7 @@ def _classify(message: str, said: str) -> NimRolloutsError:
         return TerraformFailed(
             message,
             reason="already-exists",
-            hint="An earlier apply may have been cut off: import it into the state (`terraform import`), or remove it",
+            hint="Something outside of this state has that name. Remove it, choose another name, or take it over with"
+            f" this in a .tf file of the root:\n{import_blocks(errors)}",
         )
     return TerraformFailed(message, hint="Read the whole output in the log above; correct the root or its variables")

@@ -57,6 +57,8 @@ class TerraformRunner:
         self.lock_timeout_s = lock_timeout_s
         #: Whether the lock of a terraform of ours that died was released: until then nobody else wrote the state.
         self.released_own_lock = False
+        #: user@host -> what is known of work of ours on another worker, for a message on a lock that it holds.
+        self.holders: Callable[[], Mapping[str, str]] = dict
         self._left_file = files.path / "left"
         self._process = TerraformProcess(files.path)
         self._binary: str | None = None
@@ -161,7 +163,8 @@ class TerraformRunner:
                 reason="terraform-killed",
                 hint="The next try looks for it; was the worker out of memory?",
             )
-        return failure(name, errors, said, ended.status, time.time())
+        where = f"cd {self.copy} && TF_DATA_DIR={self.env['TF_DATA_DIR']} "
+        return failure(name, errors, said, ended.status, time.time(), where=where, holders=self.holders())
 
     def _unlock(self, lock: LockInfo) -> bool:
         """Release the lock of our own terraform that died here; any other is not ours to touch."""

@@ -41,6 +41,7 @@ class TerraformStage(StageOperator):
         more = {} if purpose is None else {"purpose": purpose}
         self._terraform = open_terraform(environment, stage.session.include, stage.log.info, **more)
         self._terraform.owner = {"run": stage.session.run_id, "task": stage.name, "try": stage.try_number}
+        self._terraform.holders = lambda: _elsewhere(stage)
         self._terraform.init(backend(environment), **({} if lock_file is None else {"lock_file": lock_file}))
         return self._terraform
 
@@ -154,21 +155,22 @@ class TerraformApplyOperator(TerraformStage):
         worker was gone by then."""
         applied = {plan.checksum}
         found = set()
-        for one in stage.session.ledger.records():
-            if one.stage != stage.name:
-                continue
+        for one in stage.session.ledger.records(stage.name):
             if one.kind == INTENT and one.facts.get("checksum") == plan.checksum:
                 applied.add(str(one.facts.get("applies")))
             if one.kind == LEFT:
                 found.add((str(one.facts["checksum"]), (str(one.facts["lineage"]), int(one.facts["serial"]))))
         marks = {mark for checksum, mark in found if checksum in applied}
         noted = terraform.left()
-        return marks | ({(noted.lineage, noted.serial)} if noted and noted.checksum in applied else set())
+        if noted is not None and noted.checksum in applied:
+            marks.add((noted.lineage, noted.serial))
+        if (home := terraform.brought_home) is not None:
+            marks.add((home.lineage, home.serial))
+        return marks
 
     @staticmethod
     def _was_started(stage: Stage, plan: PlanSummary) -> bool:
-        records = stage.session.ledger.records()
-        mine = [one for one in records if one.stage == stage.name and one.kind in (INTENT, RESULT)]
+        mine = [one for one in stage.session.ledger.records(stage.name) if one.kind in (INTENT, RESULT)]
         return any(one.facts.get("checksum") == plan.checksum for one in mine)
 
     @staticmethod
@@ -265,6 +267,20 @@ def plan_key(stage: Stage, checksum: str) -> str:
 def lock_key(plan: str) -> str:
     """Where the provider versions of the plan of this key lie."""
     return plan.removesuffix(".tfplan") + ".lock.hcl"
+
+
+def _elsewhere(stage: Stage) -> dict[str, str]:
+    """Workers of this run's earlier tries, other than this one, and why a lock of theirs is left alone."""
+    from nim_rollouts.clients.terraform_locks import whoami
+
+    found = {}
+    for one in stage.session.ledger.records():
+        if one.kind == INTENT and (who := one.facts.get("who")) and who != whoami():
+            found[str(who)] = (
+                f"there try {one.try_number} of {one.stage} of this run has worked (pid {one.facts.get('pid')});"
+                " from here nobody can see whether its terraform, which outlives its worker, still runs"
+            )
+    return found
 
 
 def _policy(stage: Stage) -> str:

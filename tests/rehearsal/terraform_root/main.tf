@@ -29,6 +29,12 @@ variable "groups" {
   default = 2
 }
 
+variable "queues" {
+  type        = number
+  default     = 0
+  description = "Each takes its creator half a minute: time to be killed in."
+}
+
 variable "password" {
   type      = string
   sensitive = true
@@ -50,6 +56,12 @@ resource "aws_security_group" "these" {
 
   name   = "${var.name}-${count.index}"
   vpc_id = aws_vpc.this.id
+}
+
+resource "aws_sqs_queue" "slow" {
+  count = var.queues
+
+  name = "${var.name}-${count.index}"
 }
 
 resource "aws_ssm_parameter" "hidden" {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from nim_rollouts.clients.terraform import Terraform, checksum, find_plugin_dir
+from nim_rollouts.clients.terraform import StateMark, Terraform, checksum, find_plugin_dir
 from nim_rollouts.clients.terraform_locks import own_lock
 from nim_rollouts.core.errors import TerraformFailed, TerraformUnavailable, ToolMissing
 
@@ -30,10 +30,11 @@ def say(**event):
 if args[0] == "version":
     print(json.dumps({"terraform_version": os.environ.get("FAKE_VERSION", "1.11.4")}))
 elif args[0] == "plan":
-    out = [a for a in args if a.startswith("-out=")][0][5:]
-    pathlib.Path(out).write_text("plan " + str(time.time()))
+    for out in [a[5:] for a in args if a.startswith("-out=")]:
+        pathlib.Path(out).write_text("plan " + str(time.time()))
     resource = {"addr": "aws_vpc.this", "resource_type": "aws_vpc"}
     say(type="planned_change", change={"resource": resource, "action": "create"})
+    sys.exit(2 if "-detailed-exitcode" in args else 0)
 elif args[0] == "show":
     change = {"address": "aws_vpc.this", "change": {"actions": ["create"]}}
     print(json.dumps({"resource_changes": [change]}))
@@ -153,8 +154,9 @@ def test_the_copy_forgets_files_that_the_root_has_lost(setup: Setup) -> None:
 def test_a_state_that_could_not_be_uploaded_is_brought_in(setup: Setup) -> None:
     terraform = setup.terraform()
     terraform.init(BACKEND)
-    (terraform.copy / "errored.tfstate").write_text("{}")
+    (terraform.copy / "errored.tfstate").write_text('{"lineage": "l-1", "serial": 8}')
     terraform.init(BACKEND)
+    assert terraform.brought_home == StateMark("l-1", 8)
     assert setup.last("state")[:2] == ["state", "push"]
     assert not (terraform.copy / "errored.tfstate").exists()
 
@@ -318,3 +320,88 @@ def test_plugin_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / name / "registry.example/hashicorp/aws/5.100.0" / machine).mkdir(parents=True)
     assert find_plugin_dir({}) == tmp_path / "tf-plugins"  # the other one is for another machine
     assert find_plugin_dir({"TF_PLUGIN_DIR": "/given"}) == Path("/given")
+
+
+def test_an_init_is_not_repeated_while_nothing_has_changed(setup: Setup) -> None:
+    def inits() -> int:
+        return sum(call["args"][0] == "init" for call in setup.calls())  # type: ignore[index]
+
+    def ready(lock: str = "hashes") -> None:
+        """What terraform's own init leaves."""
+        (setup.folder / "work" / "root" / ".terraform.lock.hcl").write_text(lock)
+        (setup.folder / "work" / "data" / "providers" / "host" / "ns" / "aws" / "5.100.0" / "linux").mkdir(parents=True)
+        terraform.files.initialised(mark["fingerprint"])
+
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    mark = json.loads((setup.folder / "work" / "initialised.json").read_text())
+    ready()
+    setup.terraform().init(BACKEND)
+    assert inits() == 1 and terraform.lock_file() == b"hashes"
+    # The provider versions of the plan that is to be applied, on a worker that has chosen the same, and others.
+    setup.terraform().init(BACKEND, lock_file=b"hashes")
+    assert inits() == 1
+    setup.terraform().init(BACKEND, lock_file=b"others")
+    assert inits() == 2 and terraform.lock_file() == b"others"
+    setup.terraform().init(BACKEND | {"key": "another"})
+    assert inits() == 3
+    (setup.root / "main.tf").write_text("# changed")
+    setup.terraform().init(BACKEND | {"key": "another"})
+    assert inits() == 4
+
+
+def test_the_state_that_an_apply_left_is_noted(setup: Setup) -> None:
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    assert terraform.left() is None
+    plan = terraform.plan(VARIABLES)
+    assert (plan.lineage, plan.serial) == ("l-1", 3)  # of a plan file that is none: asked for
+    terraform.apply()
+    left = terraform.left()
+    assert left is not None and (left.lineage, left.serial, left.checksum) == ("l-1", 3, plan.checksum)
+
+
+def test_a_terraform_that_was_killed_is_remembered_until_the_lock_is_known_to_be_free(setup: Setup, root: Path) -> None:
+    process = worker(setup, root)
+    record = json.loads((setup.folder / "work" / "running.json").read_text())
+    os.killpg(record["pid"], signal.SIGKILL)
+    assert process.wait(20) != 0
+    [ended] = json.loads((setup.folder / "work" / "ended.json").read_text())
+    assert (ended["pid"], ended["name"]) == (record["pid"], "apply")
+    (setup.folder / "hang").unlink()
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    assert (setup.folder / "work" / "ended.json").exists()  # init takes no lock: nothing is known yet
+    terraform.plan(VARIABLES)
+    assert "-lock-timeout=0s" in setup.last("plan")
+    assert not (setup.folder / "work" / "ended.json").exists()
+    terraform.plan(VARIABLES)
+    assert "-lock-timeout=1s" in setup.last("plan")
+
+
+def test_what_a_killed_terraform_amounts_to(setup: Setup) -> None:
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    terraform.plan(VARIABLES)
+    (setup.folder / "hang").touch()
+    caught: list[TerraformUnavailable] = []
+
+    def apply() -> None:
+        try:
+            terraform.apply()
+        except TerraformUnavailable as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=apply)
+    thread.start()
+    wait_until(lambda: any("creating aws_vpc.this" in line for line in setup.lines))
+    os.killpg(json.loads((setup.folder / "work" / "running.json").read_text())["pid"], signal.SIGKILL)
+    thread.join(20)
+    assert [error.reason for error in caught] == ["terraform-killed"]
+
+
+def test_a_drift_check_saves_no_plan(setup: Setup) -> None:
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    assert terraform.drift(VARIABLES).changes == [("aws_vpc.this", "create")]
+    assert "-detailed-exitcode" in setup.last("plan") and not any("-out" in one for one in setup.last("plan"))

@@ -137,3 +137,25 @@ def test_a_command_that_says_nothing() -> None:
 def test_keys_do_not_get_into_a_message() -> None:
     error = failure("plan", [Diagnostic("error", "bad value nvapi-abcdefgh12345678")], "", 1, 0)
     assert "abcdefgh" not in str(error)
+
+
+def test_what_exists_already_comes_with_the_block_that_takes_it_over() -> None:
+    """The classic after an apply that was cut off: a log group, and a thing whose id no message tells."""
+    errors = [
+        Diagnostic("error", "creating CloudWatch Logs Log Group (/aws/eks/lab/cluster)",
+                   "ResourceAlreadyExistsException: The specified log group already exists",
+                   "aws_cloudwatch_log_group.cluster[0]"),
+        Diagnostic("error", "creating Security Group (x)", "InvalidGroup.Duplicate", "module.a.aws_security_group.efs"),
+        Diagnostic("error", "another", "Forbidden", "aws_vpc.this"),
+    ]  # fmt: skip
+    error = failure("apply", errors, "", 1, 0)
+    assert error.reason == "already-exists"
+    assert 'import {\n  to = aws_cloudwatch_log_group.cluster[0]\n  id = "/aws/eks/lab/cluster"\n}' in error.hint
+    assert 'to = module.a.aws_security_group.efs\n  id = "<its id' in error.hint and "aws_vpc" not in error.hint
+
+
+def test_a_lock_names_what_is_known_of_its_holder_and_the_exact_command() -> None:
+    known = {"airflow@worker-1": "there try 1 of terraform_apply has worked"}
+    error = failure("plan", [LOCKED], "", 1, 1795464239.32 + 60, where="cd /w && ", holders=known)
+    assert "airflow@worker-1 since 2026-11-23 20:03:59" in error.message and "try 1 of terraform_apply" in error.message
+    assert "`cd /w && terraform force-unlock 7a3dee47-c2fe`" in error.hint

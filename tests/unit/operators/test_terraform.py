@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nim_rollouts.clients.terraform import StateMark
+from nim_rollouts.clients.terraform_locks import whoami
 from nim_rollouts.clients.terraform_plan import ApplySummary, PlanSummary
-from nim_rollouts.core.errors import NeedsHumanError, Superseded, TerraformFailed
+from nim_rollouts.core.errors import NeedsHumanError, Superseded, TerraformFailed, TerraformUnavailable
 from nim_rollouts.hooks.infrastructure import principal
-from nim_rollouts.operators.terraform import TerraformApplyOperator, TerraformPlanOperator
+from nim_rollouts.operators.terraform import TerraformApplyOperator, TerraformDriftOperator, TerraformPlanOperator
 from tests.unit.operators.conftest import World
 
 
@@ -23,6 +26,7 @@ class FakeTerraform:
         self.fails: list[Exception] = []
         self.state, self.released_own_lock = StateMark("l-1", 7), False
         self.after: StateMark | None = None
+        self.brought_home: StateMark | None = None
         self.locks: list[bytes | None] = []
 
     def init(self, backend: Any, *, lock_file: bytes | None = None) -> None:
@@ -39,6 +43,9 @@ class FakeTerraform:
             changes, *counts, f"sum{len(self.calls)}", bool(changes), plan_file=str(file),
             lineage=self.state.lineage, serial=self.state.serial,
         )  # fmt: skip
+
+    def drift(self, variables: Any) -> PlanSummary:
+        return self.plan(variables)
 
     def lock_file(self) -> bytes | None:
         return b"versions"
@@ -172,3 +179,133 @@ def test_a_run_that_lost_the_environment_does_not_touch_it(
 )
 def test_an_access_entry_names_the_role_not_its_session(identity: str, named: str) -> None:
     assert principal(identity) == named
+
+
+TWO = [*VPC, ("aws_subnet.a", "create")]
+
+
+def cut_off(world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan of two things, whose apply was killed."""
+    terraform.plans = [TWO, [("aws_subnet.a", "create")]]
+    terraform.fails = [TerraformUnavailable("killed", reason="terraform-killed")]
+    plan(world, monkeypatch)
+    with pytest.raises(TerraformUnavailable):
+        apply(world, monkeypatch)
+
+
+def test_the_intent_says_who_applies_what_on_which_state(
+    world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off(world, terraform, monkeypatch)
+    intent = world.session().facts("terraform_apply", "intent")
+    assert (intent["lineage"], intent["serial"], intent["run_id"]) == ("l-1", 7, world.run_id)
+    assert intent["checksum"] == intent["applies"] and intent["who"] == whoami() and intent["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("after", "held", "goes_on"),
+    [
+        (StateMark("l-1", 9, "sum2"), False, True),  # the shell that outlived the worker noted it
+        (StateMark("l-1", 9, "another plan's"), False, False),
+        (StateMark("l-1", 8, "sum2"), False, False),  # and somebody went on from there
+        (None, True, True),  # our dead terraform still had the lock
+        (None, False, False),
+    ],
+)
+def test_a_retry_goes_on_only_from_the_state_that_we_left(
+    after: StateMark | None, held: bool, goes_on: bool,
+    world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    cut_off(world, terraform, monkeypatch)
+    terraform.state, terraform.after, terraform.released_own_lock = StateMark("l-1", 9), after, held
+    if goes_on:
+        assert apply(world, monkeypatch, 2)["changed"] is True
+        return
+    with pytest.raises(NeedsHumanError) as refused:
+        apply(world, monkeypatch, 2)
+    assert refused.value.reason == "state-moved" and "serial 7 was planned on, it is 9" in refused.value.message
+    assert not [call for call in terraform.calls if call.startswith("apply")]
+
+
+def test_what_a_failed_try_left_is_remembered_for_a_try_on_another_worker(
+    world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terraform.after = StateMark("l-1", 8, "sum2")
+    cut_off(world, terraform, monkeypatch)
+    terraform.state, terraform.after = StateMark("l-1", 8), None
+    assert apply(world, monkeypatch, 2)["changed"] is True
+
+
+def test_a_state_that_we_could_not_upload_then_is_ours(
+    world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off(world, terraform, monkeypatch)
+    terraform.state = terraform.brought_home = StateMark("l-1", 8)
+    assert apply(world, monkeypatch, 2)["changed"] is True
+
+
+def answer(world: World, checksum: str, answer: str) -> None:
+    key = f"approvals/test/{checksum}.json"
+    world.session().store.put(key, json.dumps({"checksum": checksum, "answer": answer}).encode())
+
+
+@pytest.mark.parametrize(
+    ("policy", "given", "changes", "applied"),
+    [
+        ("always", None, VPC, False),
+        ("always", "approved", VPC, True),
+        ("always", "rejected", VPC, False),
+        ("on-destroy", None, VPC, True),
+        ("on-destroy", None, [("aws_vpc.this", "replace")], False),
+        ("on-destroy", "none", [("aws_vpc.this", "replace")], False),
+        ("never", None, [("aws_vpc.this", "delete")], True),
+        ("never", "rejected", VPC, False),
+    ],
+)
+def test_only_an_approved_plan_is_applied(
+    policy: str, given: str | None, changes: list[tuple[str, str]], applied: bool,
+    world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("nim_rollouts.operators.terraform._policy", lambda stage: policy)
+    terraform.plans = [changes]
+    planned = plan(world, monkeypatch)
+    if given is not None:
+        answer(world, planned["checksum"], given)
+    if applied:
+        assert apply(world, monkeypatch)["changed"] is True
+        return
+    answer(world, "another-plan", "approved")
+    with pytest.raises(NeedsHumanError) as refused:
+        apply(world, monkeypatch)
+    assert refused.value.reason == "not-approved"
+    assert not [call for call in terraform.calls if call.startswith("apply")]
+
+
+def test_the_provider_versions_of_the_plan_are_those_of_the_apply(
+    world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terraform.plans = [VPC]
+    plan(world, monkeypatch)
+    apply(world, monkeypatch)
+    assert terraform.locks == [None, b"versions"]
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_drift_is_none_or_listed(
+    fail: bool, world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look() -> dict[str, Any]:
+        operator = TerraformDriftOperator(task_id="drift", fail=fail)
+        world.prepared(operator, monkeypatch)
+        operator.execute(world.context("drift"))
+        return world.session().facts("drift")
+
+    terraform.plans = [[]]
+    assert look()["drift"] == "none"
+    terraform.plans = [[("aws_vpc.this", "update")]]
+    if fail:
+        with pytest.raises(TerraformFailed, match="1 to update") as caught:
+            look()
+        assert caught.value.reason == "drift"
+    else:
+        assert look()["changes"] == [["aws_vpc.this", "update"]]
