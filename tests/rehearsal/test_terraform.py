@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from nim_rollouts.clients.terraform import Terraform
 from nim_rollouts.clients.terraform_locks import whoami
 from nim_rollouts.clients.terraform_plan import planned_values
 from nim_rollouts.core.errors import NeedsHumanError, TerraformFailed, TerraformUnavailable
+from nim_rollouts.operators import terraform_root as tf
 from nim_rollouts.operators.terraform import TerraformApplyOperator, TerraformPlanOperator
 from rehearsal.config import Rehearsal
 from tests.rehearsal.aws_standin import client, start
@@ -167,6 +169,7 @@ def test_sigterm_with_the_state_out_of_reach_loses_nothing(r: Rehearsal, tmp_pat
     back = Lab(r, tmp_path, "stopped")
     terraform = back.terraform()
     assert any("could not upload" in line for line in back.lines) and not left.exists()
+    assert terraform.brought_home == terraform.state_mark()
     addresses = terraform.state_list()
     assert {"aws_vpc.this", "aws_sqs_queue.slow[0]"} <= set(addresses) and len(back.vpcs()) == len(back.queues()) == 1
     plan = terraform.plan(back.variables(queues=1))
@@ -220,3 +223,37 @@ def test_the_plan_and_its_provider_travel_and_another_s_change_stops_it(
     with pytest.raises(NeedsHumanError) as refused:
         _run(world, monkeypatch, TerraformApplyOperator, "terraform_apply", 2)
     assert refused.value.reason == "state-moved" and lab.state()["serial"] == another.state_mark().serial
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_operators_for_any_root(r: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab(r, tmp_path, "any")
+    for name, value in lab.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AIRFLOW_CONN_LAB_PASSWORD", json.dumps({"conn_type": "generic", "password": PASSWORD}))
+    given: dict[str, Any] = {
+        "root": str(SMALL_ROOT), "backend": lab.backend, "plans": f"s3://{BUCKET}/plans", "aws_conn_id": None,
+        "region": "us-west-2", "work_dir": str(tmp_path / "work"),
+        "secret_variables": {"password": "lab_password"},
+    }  # fmt: skip
+    told: list[Any] = []
+
+    def run(kind: Any, task: str, **more: Any) -> dict[str, Any]:
+        ti = SimpleNamespace(dag_id="any", run_id="manual__1", task_id=task, try_number=1)
+        operator = kind(task_id=task, **(given | {"variables": {"name": "any"}} | more))
+        result: dict[str, Any] = operator.execute({"ti": ti})
+        told.append(result)
+        return result
+
+    planned = run(tf.RootPlanOperator, "plan")
+    shown = run(tf.RootShowOperator, "show", checksum=planned["checksum"])
+    after = {one["address"]: one["after"] for one in shown["resource_changes"]}
+    assert after["aws_vpc.this"]["cidr_block"] == "10.1.0.0/16" and "value" not in after["aws_ssm_parameter.hidden"]
+    # On a worker without the work folder of the plan.
+    applied = run(tf.RootApplyOperator, "apply", checksum=planned["checksum"], work_dir=str(tmp_path / "other"))
+    assert applied["add"] == 4 and lab.vpcs() == [run(tf.RootOutputOperator, "output")["vpc_id"]]
+    assert run(tf.RootDriftOperator, "drift")["drift"] == "none"
+    assert run(tf.RootDestroyOperator, "destroy")["destroy"] == 4 and lab.vpcs() == []
+    text = json.dumps(told).encode()
+    assert not any(form in text for form in forms(PASSWORD))

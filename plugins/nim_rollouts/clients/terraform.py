@@ -122,7 +122,7 @@ class Terraform(TerraformRunner):
         os.chmod(self.plan_file, 0o600)
         summary = from_events(progress, checksum=checksum(self.plan_file), plan_file=str(self.plan_file))
         mark = self._state_of_plan()
-        summary = replace(summary, lineage=mark.lineage, serial=mark.serial)
+        summary = replace(summary, lineage=mark.lineage, serial=mark.serial, destruction=destroy)
         if explain or (explain is None and summary.destructive and not destroy):
             self.shown = self.show()
             summary = explained(summary, self.shown)

@@ -43,7 +43,7 @@ class PlanSummary:
     `details`: one entry a change: `address`, `action`, `type` of resource, `reason` (a slug of terraform's, or empty)
     and `forced_by`: the attributes that cannot change in place (only where the plan was looked into).
     `lineage`, `serial`: the state that the plan starts from; serial 0 where there was none. `imports`: addresses of
-    what exists already and is taken over into the state.
+    what exists already and is taken over into the state. `destruction`: it was planned to destroy everything.
     """
 
     changes: list[Change]
@@ -61,6 +61,7 @@ class PlanSummary:
     serial: int | None = None
     imports: list[str] = field(default_factory=list)
     sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    destruction: bool = False
 
     @property
     def steps(self) -> int:
@@ -81,14 +82,17 @@ class PlanSummary:
         """The changes that are not among the approved ones.
 
         A replacement that was cut off between its two halves is the creation of what is gone, or the deletion of what
-        was to go: both were approved with it. What was to be created, and is taken over instead, may be completed.
+        was to go: both were approved with it. What was to be created, and is taken over instead, may be completed;
+        and what stands there half made, because its creation was cut off, may be made again.
         """
         allowed = {(address, action) for address, action in approved}
+        tainted = {one["address"] for one in self.details if one["reason"] == "tainted"}
+        allowed |= {(address, "replace") for address in tainted if (address, "create") in allowed}
         for address in self.imports:
             if (address, "create") in allowed:
                 allowed |= {(address, "import"), (address, "update")}
         for address, action in list(allowed):
-            if action == "replace":
+            if action == "replace" and address not in tainted:
                 allowed |= {(address, "create"), (address, "delete")}
         return [change for change in self.changes if change not in allowed]
 

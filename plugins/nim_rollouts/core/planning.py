@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from nim_rollouts.core.errors import NeedsHumanError, TerraformFailed
+
 Mark = tuple[str, int]
 """(lineage, serial) of a state; ("", 0) where there is none."""
 
@@ -42,3 +44,23 @@ def moved_by_another(now: Mark, planned: Mark, left: Collection[Mark], *, held: 
         return None
     known = ", ".join(str(serial) for _, serial in sorted(left)) or "none"
     return f"serial {planned[1]} was planned on, it is {now[1]}, and our own tries are known to have left {known}"
+
+
+def state_moved(why: str) -> NeedsHumanError:
+    """Somebody else has moved the state."""
+    return NeedsHumanError(
+        f"the state is not the one that our own tries left: {why}",
+        layer="terraform",
+        reason="state-moved",
+        hint="Somebody else has applied since. Clear the task that planned (terraform_plan) and those after it: the new"
+        " plan shows what is left to do now",
+    )
+
+
+def plan_changed(beyond: Iterable[Sequence[str]]) -> TerraformFailed:
+    """What is left to do is more than what was approved."""
+    return TerraformFailed(
+        f"what is left to do is not what was planned: {', '.join(f'{action} {address}' for address, action in beyond)}",
+        reason="plan-changed",
+        hint="Clear the task that planned (terraform_plan) and those after it, and look at the new plan",
+    )

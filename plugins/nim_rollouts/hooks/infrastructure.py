@@ -78,25 +78,30 @@ def aws_variables(environment: Environment) -> dict[str, str]:
 
     :raises AccessDenied: the connection gives no credentials
     """
+    return aws_credentials(environment.aws_conn_id, environment.region)
+
+
+def aws_credentials(aws_conn_id: str, region: str | None) -> dict[str, str]:
+    """AWS_* variables for a child process, from an Airflow connection. Never logged or recorded.
+
+    :raises AccessDenied: the connection gives no credentials
+    """
     from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
     from botocore.exceptions import BotoCoreError
 
-    hook = AwsBaseHook(aws_conn_id=environment.aws_conn_id, client_type="sts", region_name=environment.region)
+    hook = AwsBaseHook(aws_conn_id=aws_conn_id, client_type="sts", region_name=region)
     try:
-        credentials = hook.get_credentials(region_name=environment.region)
+        credentials = hook.get_credentials(region_name=region)
     except (BotoCoreError, AttributeError) as error:
         # boto3 hands out None instead of credentials, which the hook then asks for its parts.
         raise AccessDenied(
-            f"the connection {environment.aws_conn_id} gives no AWS credentials",
+            f"the connection {aws_conn_id} gives no AWS credentials",
             layer="aws",
             hint="Give it keys or a role, or run the worker with a role of its own",
         ) from error
-    result = {
-        "AWS_ACCESS_KEY_ID": credentials.access_key,
-        "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
-        "AWS_REGION": environment.region,
-        "AWS_DEFAULT_REGION": environment.region,
-    }
+    result = {"AWS_ACCESS_KEY_ID": credentials.access_key, "AWS_SECRET_ACCESS_KEY": credentials.secret_key}
+    if region := hook.region_name:
+        result |= {"AWS_REGION": region, "AWS_DEFAULT_REGION": region}
     if credentials.token:
         result["AWS_SESSION_TOKEN"] = credentials.token
     endpoint = hook.conn_config.endpoint_url

@@ -103,7 +103,7 @@ class TerraformApplyOperator(TerraformStage):
                 if error.reason != "plan-stale":
                     raise
                 # None of our tries has begun to apply it: it was not us.
-                raise _moved("it has changed since it was planned on") from error
+                raise planning.state_moved("it has changed since it was planned on") from error
 
     def _apply(self, stage: Stage, terraform: Terraform, plan: PlanSummary, file: Path | None = None) -> Facts:
         """Apply, and write down which state is left, however that ends."""
@@ -123,13 +123,9 @@ class TerraformApplyOperator(TerraformStage):
         base = (approved.lineage, approved.serial or 0)
         why = planning.moved_by_another(now, base, told, held=terraform.released_own_lock)
         if why is not None:
-            raise _moved(why)
+            raise planning.state_moved(why)
         if beyond := plan.beyond(approved.changes):
-            raise TerraformFailed(
-                f"what is left to do is not what was planned: {', '.join(f'{one[1]} {one[0]}' for one in beyond)}",
-                reason="plan-changed",
-                hint="Clear the terraform_plan task and those after it, and look at the new plan",
-            )
+            raise planning.plan_changed(beyond)
         more = {"checksum": approved.checksum, "replanned": plan.text()}
         if not plan.has_changes:
             return self._facts(approved, None) | more | {"state_serial": plan.serial}
@@ -285,13 +281,3 @@ def _elsewhere(stage: Stage) -> dict[str, str]:
 
 def _policy(stage: Stage) -> str:
     return str(stage.session.environment.policies.approval)
-
-
-def _moved(why: str) -> NeedsHumanError:
-    return NeedsHumanError(
-        f"the state is not the one that this run left: {why}",
-        layer="terraform",
-        reason="state-moved",
-        hint="Somebody else has applied since. Clear terraform_plan and the tasks after it: the new plan shows what is"
-        " left to do now",
-    )

@@ -134,6 +134,13 @@ def test_a_replacement_that_was_cut_off_may_be_completed_and_no_more() -> None:
     assert from_lines(planned("aws_subnet.a", "update")).beyond(approved) == [("aws_subnet.a", "update")]
 
 
+def test_what_was_half_made_may_be_made_again_and_nothing_else_replaced() -> None:
+    approved = [("aws_subnet.a", "create"), ("aws_vpc.this", "update")]
+    assert from_lines(planned("aws_subnet.a", "replace", reason="tainted")).within(approved)
+    assert not from_lines(planned("aws_subnet.a", "replace", reason="cannot_update")).within(approved)
+    assert not from_lines(planned("aws_vpc.this", "replace", reason="tainted")).within(approved)
+
+
 def test_what_was_to_be_made_and_is_taken_over_may_be_completed() -> None:
     approved = [("aws_subnet.a", "create")]
     summary = from_lines(planned("aws_subnet.a", "update", importing={"id": "subnet-1"}))

@@ -28,6 +28,8 @@ class FakeTerraform:
         self.after: StateMark | None = None
         self.brought_home: StateMark | None = None
         self.locks: list[bytes | None] = []
+        self.given: list[dict[str, Any]] = []
+        self.destroyed: list[bool] = []
 
     def init(self, backend: Any, *, lock_file: bytes | None = None) -> None:
         self.calls.append("init")
@@ -35,6 +37,8 @@ class FakeTerraform:
 
     def plan(self, variables: Any, destroy: bool = False, *, explain: bool | None = None) -> PlanSummary:
         changes = self.plans.pop(0)
+        self.given.append(variables)
+        self.destroyed += [True] if destroy else []
         file = self.folder / "plan.tfplan"
         file.write_text(str(changes))
         self.calls.append("plan")
