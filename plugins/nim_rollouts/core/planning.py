@@ -7,7 +7,7 @@ planned over unseen.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 
 from nim_rollouts.core.errors import NeedsHumanError, TerraformFailed
 

@@ -6,6 +6,7 @@ import pytest
 
 from nim_rollouts.core.planning import Mark, moved_by_another, refused
 
+
 @pytest.mark.parametrize(
     ("answer", "needed", "why"),
     [
