@@ -46,6 +46,7 @@ class Lab:
         self.r, self.name, self.work = r, name, folder / name
         self.env = environment(r.url("aws")) | env
         self.lines: list[str] = []
+        self.workers: list[subprocess.Popen[str]] = []
         self.backend: dict[str, Any] = {"bucket": BUCKET, "key": f"{name}/terraform.tfstate", "region": "us-west-2",
                         "use_path_style": True}  # fmt: skip
 
@@ -73,6 +74,7 @@ class Lab:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT / "plugins")},
         )  # fmt: skip
+        self.workers.append(process)
         assert process.stdin is not None and process.stdout is not None
         given = {"root": str(SMALL_ROOT), "work": str(self.work), "env": self.env, "backend": self.backend}
         process.stdin.write(json.dumps(given | {"variables": self.variables(**variables)}))
@@ -84,13 +86,20 @@ class Lab:
                 return process
         raise AssertionError(f"the worker ended early: {heard}")
 
-    def kill_terraform(self, *worker: subprocess.Popen[str]) -> None:
-        """SIGKILL for terraform with all its children, and for the worker before them."""
-        for one in worker:
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """No worker and no terraform of this lab outlives it."""
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL for the workers, then for terraform with all its children."""
+        for one in self.workers:
             one.kill()
             one.wait(10)
-        record = json.loads((self.work / "running.json").read_text())
-        os.killpg(record["pid"], signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            os.killpg(json.loads((self.work / "running.json").read_text())["pid"], signal.SIGKILL)
 
     def lock(self) -> dict[str, Any] | None:
         """The state's lock, or None."""

@@ -130,9 +130,9 @@ def test_a_lock_of_somebody_else_is_refused_and_stays(r: Rehearsal, tmp_path: Pa
 @pytest.mark.timeout(300)
 def test_worker_and_terraform_killed_the_lock_is_our_own_and_goes(r: Rehearsal, tmp_path: Path) -> None:
     lab = Lab(r, tmp_path, "killed")
-    worker = lab.worker("creating aws_sqs_queue.slow", queues=1)
-    wait_until(lab.queues)
-    lab.kill_terraform(worker)
+    with lab:
+        lab.worker("creating aws_sqs_queue.slow", queues=1)
+        wait_until(lab.queues)
     lock = lab.lock()
     assert lock is not None and lock["Who"] == whoami()
 
@@ -150,18 +150,19 @@ def test_worker_and_terraform_killed_the_lock_is_our_own_and_goes(r: Rehearsal, 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_sigterm_with_the_state_out_of_reach_loses_nothing(r: Rehearsal, tmp_path: Path) -> None:
     """The worker is told to stop while S3 is gone: terraform ends its calls, and cannot write its state. The file that
     it leaves comes home with the next try, which also releases the lock that it could not."""
     door = Door(r.ports["aws"])
     lab = Lab(r, tmp_path, "stopped", AWS_ENDPOINT_URL_S3=f"http://127.0.0.1:{door.port}", AWS_MAX_ATTEMPTS="1")
-    worker = lab.worker("creating aws_sqs_queue.slow", queues=1)
-    wait_until(lab.vpcs)
-    wait_until(lab.queues)
-    door.shut()
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(120) == -signal.SIGTERM
+    with lab:
+        worker = lab.worker("creating aws_sqs_queue.slow", queues=1)
+        wait_until(lab.vpcs)
+        wait_until(lab.queues)
+        door.shut()
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(300) == -signal.SIGTERM
     left = lab.work / "root" / "errored.tfstate"
     assert left.is_file() and lab.vpcs()[0] in left.read_text()
     assert lab.lock() is not None

@@ -250,7 +250,8 @@ class Terraform(TerraformRunner):
                 reason="state-not-uploaded",
                 hint="Compare it with `terraform state pull` and push the right one by hand, then remove the file",
             ) from error
-        self.brought_home = _mark(json.loads(left.read_text()))
+        # Asked for: of the first state of all the file has neither lineage nor serial yet.
+        self.brought_home = self.state_mark()
         left.rename(left.with_suffix(f".tfstate.{int(time.time())}"))
 
     def _state_of_plan(self) -> StateMark:

@@ -26,10 +26,11 @@ from nim_rollouts.core.errors import TerraformUnavailable, ToolMissing
 MINIMUM_VERSION = (1, 11)
 
 #: Runs an apply, and notes which state it left, also when the worker that started it is gone by then. (The shell is not
-#: to die of the SIGINT that terraform is stopped with.)
+#: to die of the SIGINT that terraform is stopped with.) Where terraform could not upload it, asking for it is vain too.
 _APPLY_AND_NOTE = """trap : INT
 "$@"
 status=$?
+[ -e errored.tfstate ] && exit $status
 {
   printf '  "plan": "%s"\\n' "$PLAN"
   "$1" state pull 2>/dev/null | sed -n '/^  "serial"/p;/^  "lineage"/p'

@@ -4,27 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nim_rollouts.core.planning import Mark, moved_by_another, needs_approval, refused
-
-CREATE, UPDATE, DELETE, REPLACE = (("a.b", action) for action in ("create", "update", "delete", "replace"))
-
-
-@pytest.mark.parametrize(
-    ("policy", "changes", "needed"),
-    [
-        (None, [DELETE], False),
-        ("never", [DELETE], False),
-        ("always", [CREATE], True),
-        ("always", [], False),
-        ("on-destroy", [CREATE, UPDATE], False),
-        ("on-destroy", [CREATE, REPLACE], True),
-        ("on-destroy", [DELETE], True),
-        ("on-destroy", [("a.b", "forget")], True),
-        ("on-destroy", [("a.b", "import")], False),
-    ],
-)
-def test_what_a_person_must_have_approved(policy: str | None, changes: list[tuple[str, str]], needed: bool) -> None:
-    assert needs_approval(policy, changes) is needed
+from nim_rollouts.core.planning import Mark, moved_by_another, refused
 
 
 @pytest.mark.parametrize(

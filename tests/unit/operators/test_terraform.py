@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nim_rollouts.clients.approvals import Answer, write_answer
 from nim_rollouts.clients.terraform import StateMark
 from nim_rollouts.clients.terraform_locks import whoami
 from nim_rollouts.clients.terraform_plan import ApplySummary, PlanSummary
@@ -248,9 +248,9 @@ def test_a_state_that_we_could_not_upload_then_is_ours(
     assert apply(world, monkeypatch, 2)["changed"] is True
 
 
-def answer(world: World, checksum: str, answer: str) -> None:
-    key = f"approvals/test/{checksum}.json"
-    world.session().store.put(key, json.dumps({"checksum": checksum, "answer": answer}).encode())
+def answer(world: World, checksum: str, given: str) -> None:
+    kept = Answer(checksum=checksum, answer=given, by="ada", at="2026-11-24T03:00:00+00:00", policy="x", reason="y")
+    write_answer(world.session().store, "test", kept)
 
 
 @pytest.mark.parametrize(
