@@ -129,6 +129,7 @@ class TerraformDestroyOperator(TerraformStage):
         it, when the infrastructure is to stay."""
         from airflow.sdk.exceptions import AirflowSkipException
 
+        from nim_rollouts.hooks import interrupted
         from nim_rollouts.hooks.infrastructure import variables
         from nim_rollouts.hooks.inventory import naming_holders, remember_networks
 
@@ -143,6 +144,7 @@ class TerraformDestroyOperator(TerraformStage):
                 hint="See who asks for them, then clear free_network and the tasks after it",
             )
         environment, terraform = stage.session.environment, self.terraform(stage)
+        interrupted.settle(terraform, stage.session, stage.log.info)
         # Once the state is empty, nothing else says in which network an untagged thing would lie.
         remember_networks(environment, stage.session.store, terraform.output())
         try:
