@@ -79,8 +79,10 @@ def made(lines: Iterable[str]) -> dict[str, str]:
             event = json.loads(line)
         except ValueError:
             continue  # the last line of one that was killed may be cut off
-        hook = event.get("hook", {}) if isinstance(event, dict) else {}
-        if event.get("type") == "apply_complete" and hook.get("action") == "create" and hook.get("id_value"):
+        if not isinstance(event, dict) or event.get("type") != "apply_complete":
+            continue
+        hook = event.get("hook", {})
+        if hook.get("action") == "create" and hook.get("id_value"):
             found[hook["resource"]["addr"]] = str(hook["id_value"])
     return found
 
