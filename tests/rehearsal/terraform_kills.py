@@ -25,6 +25,8 @@ from tests.rehearsal.aws_standin import ROOT, client
 STATE, STORE = "state", "ledger"
 #: How often Airflow would try again what says of itself that trying again helps.
 TRIES = 4
+#: Seconds that one try may take; on a machine with nothing else to do none takes two minutes.
+PATIENCE_S = 900
 
 
 @dataclass(frozen=True)
@@ -84,18 +86,22 @@ class Ground:
         self._processes.set_forkserver_preload([terraform_tries.__name__])
         self._tries: dict[str, int] = {}
 
-    def environment(self, name: str, root: str = "terraform/eks", **variables: Any) -> None:
+    def environment(self, name: str, root: str = "terraform/eks", variables: dict[str, Any] | None = None) -> None:
         """An environment of the production example's kind, smaller where that only saves time."""
         text = yaml.safe_load((ROOT / "include" / "environments" / "rehearsal.yaml").read_text())
-        variables = variables or {
-            "environment": name,
-            "region": "us-west-2",
-            "cluster_name": name,
-            "admin_principal_arns": [ADMIN_PRINCIPAL_ARN],
-            "zone_count": 2,
-            "secondary_cidr": None,
-            "karpenter": {"interruption_queue": False},
-        }
+        variables = (
+            variables
+            if variables is not None
+            else {
+                "environment": name,
+                "region": "us-west-2",
+                "cluster_name": name,
+                "admin_principal_arns": [ADMIN_PRINCIPAL_ARN],
+                "zone_count": 2,
+                "secondary_cidr": None,
+                "karpenter": {"interruption_queue": False},
+            }
+        )
         text |= {
             "name": name,
             "cluster": {"name": name},
@@ -123,7 +129,10 @@ class Ground:
     def attempt(self, name: str, stages: Sequence[str], run_id: str = "rollout") -> dict[str, Any]:
         """One try, to its end."""
         worker, place = self.begin(name, stages, run_id)
-        worker.join(300)
+        worker.join(PATIENCE_S)
+        if worker.exitcode is None:
+            worker.terminate()  # which stops its terraform properly
+            worker.join(60)
         assert worker.exitcode == 0, f"{name}: the worker ended with {worker.exitcode}\n{said(place)}"
         ended: dict[str, Any] = json.loads((place / "ended.json").read_text())
         return ended | {"log": said(place)}
@@ -165,7 +174,7 @@ class Ground:
 
     @staticmethod
     def _wait_for(moment: Moment, stream: Path, worker: ForkServerProcess, place: Path) -> None:
-        seen, deadline = b"", time.monotonic() + 240
+        seen, deadline = b"", time.monotonic() + PATIENCE_S
         reader = None
         while True:
             if reader is None and stream.exists():

@@ -43,6 +43,8 @@ def work(
             session = Session(environment, "", run_id)
             # There is no cluster's API here, and so no node that could be left.
             session.cluster_if_any = lambda: None  # type: ignore[method-assign]
+            # What validation would have written down: a teardown of everything.
+            session.ledger.record("validate", try_number, RESULT, {"scope": "everything"})
             context = {"ti": SimpleNamespace(try_number=try_number, dag_id="kills", task_id=name), "run_id": run_id}
             stage = Stage(name, session, context, log, ("environment",))
             facts = OPERATORS[name](task_id=name).run(stage)

@@ -87,8 +87,11 @@ def _ours(creation: Creation, tags: Mapping[str, str] | Iterable[Mapping[str, st
     return TAG in wanted and all(pairs.get(key) == value for key, value in wanted.items())
 
 
-def _by_tags(call: str, items: str, key: str, state: str = "") -> Callable[[Creation, Client], Iterator[Found]]:
-    """Of EC2: everything with all the tags."""
+def _by_tags(
+    call: str, items: str, key: str, state: str = "", **fields: str
+) -> Callable[[Creation, Client], Iterator[Found]]:
+    """Of EC2: everything with all the tags. `fields`: arguments that tell two of the same tags apart, and what AWS
+    calls them; what the plan does not know yet is not compared."""
 
     def find(creation: Creation, client: Client) -> Iterator[Found]:
         if TAG not in creation.tags:
@@ -100,7 +103,8 @@ def _by_tags(call: str, items: str, key: str, state: str = "") -> Callable[[Crea
         ]  # fmt: skip
         for page in pages:
             for one in page[items]:
-                if _ours(creation, one.get("Tags")) and str(one.get(state, "")).lower() not in _GOING:
+                same = all(creation.values.get(name) in (None, one.get(field)) for name, field in fields.items())
+                if same and _ours(creation, one.get("Tags")) and str(one.get(state, "")).lower() not in _GOING:
                     yield Found(one[key], one.get(state, ""))
 
     return find
@@ -243,15 +247,17 @@ _LOOKS: dict[str, Callable[[Creation, Client], Iterator[Found]]] = {
     "aws_eks_pod_identity_association": _pod_identity,
     "aws_iam_role": _role,
     "aws_internet_gateway": _by_tags("describe_internet_gateways", "InternetGateways", "InternetGatewayId"),
-    "aws_launch_template": _by_tags("describe_launch_templates", "LaunchTemplates", "LaunchTemplateId"),
-    "aws_nat_gateway": _by_tags("describe_nat_gateways", "NatGateways", "NatGatewayId", "State"),
-    "aws_route_table": _by_tags("describe_route_tables", "RouteTables", "RouteTableId"),
+    "aws_launch_template": _by_tags("describe_launch_templates", "LaunchTemplates", "LaunchTemplateId",
+                                    name="LaunchTemplateName"),
+    "aws_nat_gateway": _by_tags("describe_nat_gateways", "NatGateways", "NatGatewayId", "State", subnet_id="SubnetId"),
+    "aws_route_table": _by_tags("describe_route_tables", "RouteTables", "RouteTableId", vpc_id="VpcId"),
     "aws_route_table_association": _route_table_association,
     "aws_secretsmanager_secret": _secret,
-    "aws_security_group": _by_tags("describe_security_groups", "SecurityGroups", "GroupId"),
+    "aws_security_group": _by_tags("describe_security_groups", "SecurityGroups", "GroupId",
+                                   name="GroupName", vpc_id="VpcId"),
     "aws_sqs_queue": _queue,
-    "aws_subnet": _by_tags("describe_subnets", "Subnets", "SubnetId", "State"),
-    "aws_vpc": _by_tags("describe_vpcs", "Vpcs", "VpcId", "State"),
+    "aws_subnet": _by_tags("describe_subnets", "Subnets", "SubnetId", "State", cidr_block="CidrBlock", vpc_id="VpcId"),
+    "aws_vpc": _by_tags("describe_vpcs", "Vpcs", "VpcId", "State", cidr_block="CidrBlock"),
     "aws_vpc_ipv4_cidr_block_association": _cidr,
     "aws_vpc_security_group_ingress_rule": _ingress_rule,
 }  # fmt: skip

@@ -88,6 +88,17 @@ def test_what_has_no_name_is_found_by_all_of_its_tags(aws: Callable[[str], Any])
             assert look(Creation(f"{type_}.this", type_, {"tags_all": tags}), aws) == [], (type_, tags)
 
 
+def test_of_two_with_the_same_tags_the_one_that_is_meant(aws: Callable[[str], Any]) -> None:
+    network = make_network(aws)
+    other = aws("ec2").create_subnet(
+        VpcId=network["aws_vpc"], CidrBlock="10.0.1.0/24", TagSpecifications=specification("subnet")
+    )["Subnet"]["SubnetId"]
+    found = look(creation("aws_subnet", cidr_block="10.0.1.0/24", vpc_id=network["aws_vpc"]), aws)
+    assert [one.id for one in found] == [other]
+    assert len(look(creation("aws_subnet"), aws)) == 2, "what is not known is not compared"
+    assert look(creation("aws_security_group", name="another"), aws) == []
+
+
 def test_what_has_a_name_must_carry_our_tags_too(aws: Callable[[str], Any]) -> None:
     aws("iam").create_role(RoleName="lab-node", AssumeRolePolicyDocument="{}", Tags=PAIRS)
     aws("iam").create_role(RoleName="theirs", AssumeRolePolicyDocument="{}")
