@@ -19,6 +19,7 @@ def close() -> None:
 
     EFSResponse.update_file_system = _update_file_system
     EFSResponse.delete_file_system_policy = _delete_file_system_policy
+    EFSResponse.describe_file_system_policy = _describe_file_system_policy
     FakeBucket.get_permission = _bucket_permission
     SecurityGroupRule.description = property(_rule_description)
     # moto keeps a template's tags as they were when it was made; what CreateTags adds later does not show.
@@ -82,6 +83,18 @@ def _delete_file_system_policy(response: Any) -> tuple[str, dict[str, Any]]:
     """EFS DeleteFileSystemPolicy, which moto lacks; a file system without a policy is no error there."""
     _file_system(response).file_system_policy = None
     return "{}", {"Content-Type": "application/json"}
+
+
+def _describe_file_system_policy(response: Any) -> tuple[str, dict[str, Any]]:
+    """EFS DescribeFileSystemPolicy; of a file system that has gone moto answers 500 instead of FileSystemNotFound, and
+    terraform would ask again for minutes."""
+    from moto.efs.exceptions import PolicyNotFound
+
+    file_system = _file_system(response)
+    if not file_system.file_system_policy:
+        raise PolicyNotFound("None")
+    body = {"FileSystemId": file_system.file_system_id, "Policy": file_system.file_system_policy}
+    return json.dumps(body), {"Content-Type": "application/json"}
 
 
 def _file_system(response: Any) -> Any:

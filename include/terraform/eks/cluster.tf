@@ -30,6 +30,12 @@ resource "aws_eks_cluster" "this" {
     support_type = "STANDARD"
   }
 
+  lifecycle {
+    # They count at its creation alone, and EKS does not tell them afterwards: a cluster that is imported, as after an
+    # apply that was cut off, would be replaced for them.
+    ignore_changes = [bootstrap_self_managed_addons, access_config[0].bootstrap_cluster_creator_admin_permissions]
+  }
+
   # Without its policies the control plane can neither come up nor, on destroy, remove its own interfaces and groups.
   # A block that the VPC gets later is known to the control plane only after up to an hour.
   depends_on = [

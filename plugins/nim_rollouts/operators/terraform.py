@@ -70,10 +70,10 @@ class TerraformPlanOperator(TerraformStage):
 
     def plan(self, stage: Stage, terraform: Terraform) -> PlanSummary:
         """The plan. Looked into where somebody will be shown it."""
-        from nim_rollouts.hooks.infrastructure import variables
+        from nim_rollouts.hooks import interrupted
 
         asked = _policy(stage) == "always" or None
-        return terraform.plan(variables(stage.session.environment), explain=asked)
+        return interrupted.plan(terraform, stage.session, stage.log.info, explain=asked)
 
 
 class TerraformApplyOperator(TerraformStage):
@@ -110,8 +110,11 @@ class TerraformApplyOperator(TerraformStage):
 
     def _apply(self, stage: Stage, terraform: Terraform, plan: PlanSummary, file: Path | None = None) -> Facts:
         """Apply, and write down which state is left, however that ends."""
+        from nim_rollouts.hooks import interrupted
+
         try:
-            applied = terraform.apply(file, expect_checksum=plan.checksum)
+            with interrupted.applying(stage.session, plan.checksum):
+                applied = terraform.apply(file, expect_checksum=plan.checksum)
         finally:
             left = terraform.left()
             if left is not None:
@@ -137,9 +140,9 @@ class TerraformApplyOperator(TerraformStage):
 
     def plan(self, stage: Stage, terraform: Terraform) -> PlanSummary:
         """What is left to do."""
-        from nim_rollouts.hooks.infrastructure import variables
+        from nim_rollouts.hooks import interrupted
 
-        return terraform.plan(variables(stage.session.environment))
+        return interrupted.plan(terraform, stage.session, stage.log.info)
 
     def _intend(self, stage: Stage, plan: PlanSummary, approved: str = "") -> None:
         """Before terraform is started: which plan, on which state, from which process."""

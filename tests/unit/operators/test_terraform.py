@@ -30,6 +30,8 @@ class FakeTerraform:
         self.locks: list[bytes | None] = []
         self.given: list[dict[str, Any]] = []
         self.destroyed: list[bool] = []
+        # What the search for the leavings of an interrupted apply looks into: nothing was made.
+        self.work_dir, self.copy, self.shown = folder, folder, dict[str, Any]()
 
     def init(self, backend: Any, *, lock_file: bytes | None = None) -> None:
         self.calls.append("init")

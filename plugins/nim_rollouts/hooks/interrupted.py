@@ -1,0 +1,98 @@
+"""Applies that may have been cut off: a mark in the environment's store while one is under way, and what follows from
+a mark that was left.
+
+The mark is the environment's, not the run's: whatever plans next must know, be it a retry, a new run or a teardown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from nim_rollouts.core.errors import TerraformFailed
+
+if TYPE_CHECKING:
+    from nim_rollouts.clients.terraform import Terraform
+    from nim_rollouts.clients.terraform_adopt import Adoption
+    from nim_rollouts.clients.terraform_plan import PlanSummary
+    from nim_rollouts.core.environment import Environment
+    from nim_rollouts.hooks.session import Session
+
+Say = Callable[[str], None]
+
+#: Reasons of an apply that has changed nothing.
+_REFUSED = ("plan-stale", "plan-missing", "plan-changed")
+
+
+@contextmanager
+def applying(session: Session, checksum: str) -> Iterator[None]:
+    """While terraform applies. The mark goes only when it has succeeded: then all it made is in the state. Or when it
+    has refused to begin, and no mark was there before."""
+    key = _key(session.environment)
+    marked = session.store.get(key) is not None
+    session.store.put(key, json.dumps({"run_id": session.run_id, "checksum": checksum}).encode())
+    try:
+        yield
+    except TerraformFailed as error:
+        if not marked and error.reason in _REFUSED:
+            session.store.delete(key)
+        raise
+    session.store.delete(key)
+
+
+def interrupted(session: Session) -> dict[str, Any] | None:
+    """The mark of an apply that did not come to its end, or None."""
+    found = session.store.get(_key(session.environment))
+    return json.loads(found) if found is not None else None
+
+
+def plan(terraform: Terraform, session: Session, say: Say, *, explain: bool | None = None) -> PlanSummary:
+    """The plan; after an interrupted apply with what that has made taken over, instead of made again.
+
+    :param explain: as `Terraform.plan` takes it
+    """
+    mark = interrupted(session)
+    from nim_rollouts.hooks.infrastructure import variables
+
+    if mark is None:
+        return terraform.plan(variables(session.environment), explain=explain)
+    say(f"an apply of the run {mark['run_id']} did not come to its end: looking for what it has made")
+    found = _adoption(terraform, session, say).plan()
+    if not found.has_changes:
+        session.store.delete(_key(session.environment))  # nothing is missing: it had come to its end after all
+    return found
+
+
+def settle(terraform: Terraform, session: Session, say: Say) -> None:
+    """Before a destruction: what an interrupted apply has made comes into the state, so that it is destroyed too."""
+    mark = interrupted(session)
+    if mark is None:
+        return
+    say(f"an apply of the run {mark['run_id']} did not come to its end: looking for what it has made")
+    _adoption(terraform, session, say).settle()
+    session.store.delete(_key(session.environment))
+
+
+def _adoption(terraform: Terraform, session: Session, say: Say) -> Adoption:
+    from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
+
+    from nim_rollouts.clients.terraform_adopt import Adoption
+    from nim_rollouts.hooks.infrastructure import variables
+
+    environment = session.environment
+    clients: dict[str, Any] = {}
+
+    def client(service: str) -> Any:
+        if service not in clients:
+            clients[service] = AwsBaseHook(
+                aws_conn_id=environment.aws_conn_id, client_type=service, region_name=environment.region
+            ).get_conn()
+        return clients[service]
+
+    return Adoption(terraform, variables(environment), client, say)
+
+
+def _key(environment: Environment) -> str:
+    return f"terraform/{environment.name}/applying.json"
