@@ -37,10 +37,12 @@ class PlanDestroyOperator(TerraformPlanOperator):
 
     def plan(self, stage: Stage, terraform: Terraform) -> PlanSummary:
         """All of it goes."""
-        from nim_rollouts.hooks.inventory import remember_networks
+        from nim_rollouts.hooks.inventory import remember_networks, strangers
 
         # Once the state is empty, nothing else says in which network an untagged thing would lie.
         remember_networks(stage.session.environment, stage.session.store, terraform.output())
+        for line in strangers(stage.session.environment, stage.session.store):
+            stage.log.warning("terraform cannot remove what this is in: %s", line)
         return _plan(stage, terraform)
 
 

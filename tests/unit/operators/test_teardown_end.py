@@ -70,7 +70,9 @@ def test_a_state_that_cannot_be_read_hides_nothing_of_aws(
         gone([], (LEFT,))
 
 
-def test_destroy_remembers_the_network_and_names_what_holds_it(down: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_destroy_remembers_the_network_and_names_what_holds_it(
+    down: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def apply(self: Any, stage: Any) -> Any:
         raise TerraformUnavailable("vpc-00000001: DependencyViolation", reason="dependency-violation")
 
@@ -78,7 +80,9 @@ def test_destroy_remembers_the_network_and_names_what_holds_it(down: World, monk
     asked: list[dict[str, Any]] = []
     fake = SimpleNamespace(output=lambda: {"vpc_id": "vpc-00000001"}, plan=lambda values, **how: asked.append(how))
     monkeypatch.setattr("nim_rollouts.hooks.infrastructure.variables", lambda environment: {})
+    monkeypatch.setattr("nim_rollouts.hooks.inventory.strangers", lambda environment, store: ["instance i-1"])
     teardown_terraform.PlanDestroyOperator(task_id="plan_destroy").plan(stage, fake)
+    assert "terraform cannot remove what this is in: instance i-1" in caplog.text
     assert asked == [{"destroy": True}]
     monkeypatch.setattr("nim_rollouts.operators.terraform.TerraformApplyOperator.run", apply)
     monkeypatch.setattr(
