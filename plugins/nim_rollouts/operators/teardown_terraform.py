@@ -37,8 +37,11 @@ class PlanDestroyOperator(TerraformPlanOperator):
 
     def plan(self, stage: Stage, terraform: Terraform) -> PlanSummary:
         """All of it goes."""
+        from nim_rollouts.hooks import interrupted
         from nim_rollouts.hooks.inventory import remember_networks, strangers
 
+        # What a killed apply has made and not written down is in no plan of a destruction, and would stay.
+        interrupted.settle(terraform, stage.session, stage.log.info)
         # Once the state is empty, nothing else says in which network an untagged thing would lie.
         remember_networks(stage.session.environment, stage.session.store, terraform.output())
         for line in strangers(stage.session.environment, stage.session.store):
