@@ -296,8 +296,9 @@ class Load:
     def __init__(self, ground: Ground) -> None:
         self.answered = self.refused = 0
         self._cluster, self._end = ground.cluster, threading.Event()
-        pods = ground.cluster.list("v1", "Pod", NAMESPACE)
-        self._pod = next(one["metadata"]["name"] for one in pods if "app" in (one["metadata"].get("labels") or {}))
+        (service,) = ground.objects("NIMService")
+        selector = f"app={service['metadata']['name']}"
+        self._pod = ground.cluster.list("v1", "Pod", NAMESPACE, label_selector=selector)[0]["metadata"]["name"]
         self._thread = threading.Thread(target=self._ask, daemon=True)
 
     def __enter__(self) -> Load:

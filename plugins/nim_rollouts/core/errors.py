@@ -21,7 +21,6 @@ from nim_rollouts.core.errorbase import PermanentError as PermanentError
 from nim_rollouts.core.errorbase import TransientError as TransientError
 from nim_rollouts.core.errorbase import redact as redact
 from nim_rollouts.core.teardownerrors import EnvironmentProtected as EnvironmentProtected
-from nim_rollouts.core.teardownerrors import FinalizerStuck as FinalizerStuck
 from nim_rollouts.core.teardownerrors import InventoryUnknown as InventoryUnknown
 from nim_rollouts.core.teardownerrors import LeftoversFound as LeftoversFound
 from nim_rollouts.core.teardownerrors import NotConfirmed as NotConfirmed

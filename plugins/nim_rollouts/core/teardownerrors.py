@@ -18,12 +18,6 @@ class EnvironmentProtected(NeedsHumanError):
     default_reason, default_layer = "environment-protected", "safeguard"
 
 
-class FinalizerStuck(NeedsHumanError):
-    """What is being deleted waits for a finalizer whose controller is not there."""
-
-    default_reason, default_layer = "finalizer-stuck", "operator"
-
-
 class LeftoversFound(PermanentError):
     """A teardown found things that are still there."""
 
