@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rehearsal import config, supervisor
-from tests.rehearsal import disorder
+from tests.rehearsal import disorder, own_include
 from tests.rehearsal.live import Live, Run
 from tests.rehearsal.ports import open_ports
 from tests.rehearsal.secrets_watch import CommandLines, forms
@@ -41,6 +41,7 @@ def command_lines(canary: str) -> Iterator[CommandLines]:
 def live(canary: str, command_lines: CommandLines, request: pytest.FixtureRequest) -> Iterator[Live]:
     """The shared rehearsal, up, with Airflow; its state folder is kept when a test failed."""
     failed_before = request.session.testsfailed
+    own = Path(tempfile.mkdtemp(prefix="nim-rollouts-include-"))
     state = Path(tempfile.mkdtemp(prefix="nim-rollouts-live-"))
     environment = {
         **os.environ,
@@ -50,6 +51,7 @@ def live(canary: str, command_lines: CommandLines, request: pytest.FixtureReques
         "MOTO_RECORDER_FILEPATH": str(state / "moto-recording.jsonl"),
         "PYTHONPATH": str(ROOT),
         "REHEARSAL_DAGS": str(ROOT / "tests" / "rehearsal" / "dags"),
+        "REHEARSAL_INCLUDE": str(own_include.make(own)),
     }
     failed = True
     try:
@@ -66,6 +68,7 @@ def live(canary: str, command_lines: CommandLines, request: pytest.FixtureReques
             print(f"\nthe rehearsal's logs are kept in {state / 'logs'}", file=sys.stderr)
         else:
             shutil.rmtree(state, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ ALWAYS, ON_DESTROY, NEVER = "always", "on-destroy", "never"
 APPROVED, REJECTED, NONE = "approved", "rejected", "none"
 
 #: What takes something away comes first. Any action that is not known here is asked about.
-_ORDER = ("delete", "replace", "forget", "update", "create")
+_ORDER = ("delete", "replace", "forget", "update", "import", "create")
 _HARMLESS = ("create", "update", "import", "move", "read")
 _VERBS = {"delete": "destroy", "forget": "forget (it stays in AWS, and terraform lets go of it)"}
 # A page that somebody reads to its end: of what takes something away, and of what does not.
