@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -24,6 +25,8 @@ from tests.rehearsal.own_include import small_environment
 #: Nobody answers sooner than this, but the one who is to lose the race.
 PEOPLE_S = 8
 SILENCE_S = 10
+#: Of a machine that is busy with more than this.
+PATIENCE_S = 240
 ASKS = "awaiting_input"
 POLICIES: dict[str, dict[str, Any]] = {
     "asks-no": {"approval": "always", "approval_timeout_s": 900},
@@ -57,7 +60,7 @@ class Desk:
 
     def asked(self, name: str) -> None:
         """Until the question stands."""
-        until(lambda: self.state(name) == ASKS, f"{name} to ask", 90)
+        until(lambda: self.state(name) == ASKS, f"{name} to ask", PATIENCE_S)
         (self.questions[name],) = self.live.api.questions(self.dags[name], self.runs[name])
 
     def answer(self, name: str, option: str) -> dict[str, Any]:
@@ -68,11 +71,13 @@ class Desk:
             self.answer(name, option)
         return str(refused.value).split("hitlDetails: ")[1][:3]
 
+    def has_ended(self, name: str) -> bool:
+        self.ended[name] = self.live.api.run_state(self.dags[name], self.runs[name])
+        return self.ended[name] in ("success", "failed")
+
     def end(self, *names: str) -> None:
         for name in names:
-            ended = ("success", "failed")
-            until(lambda: self.live.api.run_state(self.dags[name], self.runs[name]) in ended, f"{name} to end", 150)  # noqa: B023
-            self.ended[name] = self.live.api.run_state(self.dags[name], self.runs[name])
+            until(partial(self.has_ended, name), f"{name} to end", PATIENCE_S)
 
     def store(self) -> S3Store:
         client, bucket, prefix = summary.store(self.live.r, ENVIRONMENT)
@@ -150,7 +155,7 @@ def test_a_first_deploy_destroys_nothing_and_asks_nobody(live: Live, deployed: R
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.live(order=60)
 class TestAsked:
     def test_a_change_that_replaces_something_stops_for_approval(self, desk: Desk) -> None:
@@ -212,6 +217,6 @@ class TestAsked:
     def test_a_cleared_task_finds_its_answer(self, desk: Desk) -> None:
         live, run = desk.live, desk.runs["asks-yes"]
         live.api.clear("plans", run, "approve_plan")
-        until(lambda: len(desk.records("asks-yes", "approve_plan", "result")) == 2, "the cleared task", 60)
+        until(lambda: len(desk.records("asks-yes", "approve_plan", "result")) == 2, "the cleared task", PATIENCE_S)
         assert len(desk.records("asks-yes", "approve_plan", "question")) == 1
         desk.end("asks-yes")

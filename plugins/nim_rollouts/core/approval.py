@@ -115,8 +115,11 @@ def cost_text(cost: Estimate) -> str:
         return "Unknown: there is no price table for this region (include/prices/)."
     rows = [_row(line) for line in cost.adds]
     if cost.gpu:
-        rows.append(_row(cost.gpu, f"{cost.gpu.what} for the service (the cheapest that fits, on demand, all month)"))
-    lines = [f"| a month adds | {table.currency} |", "|---|---:|", *rows, f"| **together** | **{cost.added:,.2f}** |"]
+        what = f"{cost.gpu.what} for the service (the cheapest that fits, on demand, all month; if it does not run yet)"
+        rows.append(_row(cost.gpu, what))
+    head = [f"| a month adds | {table.currency} |", "|---|---:|"]
+    total = f"| **together** | **{cost.added:,.2f}** |"
+    lines = [*head, *rows, total] if rows else ["Nothing that has a price by the month is added."]
     if cost.ends:
         lines += ["", f"| and ends | {table.currency} |", "|---|---:|", *(_row(line) for line in cost.ends)]
         lines += [f"| **together** | **{cost.ended:,.2f}** |"]
