@@ -98,7 +98,7 @@ CATALOGUE: Mapping[str, Fault] = {
     ),
     "no-capacity": Fault(
         "the cloud has no instances of some types: nodes do not start",
-        acts_in="nodes",
+        acts_in="karpenter",
         settings={"instance_type": Setting(str, "pattern with * and ?", default="[gp]*")},
     ),
     "claim-unbound": Fault(

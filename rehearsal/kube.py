@@ -45,6 +45,7 @@ PLURALS = {
     "Ingress": "ingresses",
     "StorageClass": "storageclasses",
     "EndpointSlice": "endpointslices",
+    "EC2NodeClass": "ec2nodeclasses",
     "NIMCache": "nimcaches",
     "Logs": "logs",
     "ClusterLogs": "clusterlogs",
@@ -52,6 +53,7 @@ PLURALS = {
 CLUSTER_SCOPED = {
     "Namespace", "Node", "PersistentVolume", "StorageClass", "ClusterRole", "ClusterRoleBinding", "CSIDriver",
     "CSINode", "CustomResourceDefinition", "PriorityClass", "ClusterPortForward", "ClusterExec", "ClusterLogs",
+    "NodePool", "NodeClaim", "EC2NodeClass",
 }  # fmt: skip
 
 

@@ -132,7 +132,7 @@ def _kubelets(r: Rehearsal) -> list[Part]:
     """The stand-ins that work in the cluster."""
     return [
         Part("runner", _module(r, "runner"), ("cluster-setup",), marked_ready(r, "runner")),
-        Part("nodes", _module(r, "nodes"), ("cluster-setup",), marked_ready(r, "nodes")),
+        Part("nodes", _module(r, "nodes"), ("cluster-setup", "aws"), marked_ready(r, "nodes")),
         Part("storage", _module(r, "storage"), ("cluster-setup", "aws"), marked_ready(r, "storage")),
     ]
 

@@ -57,6 +57,7 @@ _COMPLETED: dict[tuple[str, str], Callable[..., tuple[int, Json]]] = {
     ("DELETE", "clusters/*"): eks_cluster.delete,
     ("POST", "clusters/*/node-groups"): eks_nodegroups.create,
     ("POST", "clusters/*/node-groups/*/update-config"): eks_nodegroups.update_config,
+    ("DELETE", "clusters/*/node-groups/*"): eks_nodegroups.delete,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rehearsal.aws import eks_access
+from rehearsal.aws import eks_access, eks_machines
 from rehearsal.aws.eks_cluster import VERSIONS, ApiServer, Forward, moto_cluster
 from rehearsal.aws.eks_state import Call, Clusters, Json, invalid, not_found
 
@@ -24,13 +24,23 @@ def create(clusters: Clusters, call: Call, forward: Forward, api: ApiServer) -> 
     if role not in cluster.access_entries:
         eks_access.add(cluster, role, "EC2_LINUX")
     answer["nodegroup"] |= {"version": version, "releaseVersion": group.release_version}
+    eks_machines.scale(cluster, group)
+    return status, answer
+
+
+def delete(clusters: Clusters, call: Call, forward: Forward, api: ApiServer) -> tuple[int, Json]:
+    """moto's answer; the group's instances end with it."""
+    status, answer = forward(None)
+    eks_machines.end(clusters.get(call.caller, call.segments[1]), call.segments[3])
     return status, answer
 
 
 def update_config(clusters: Clusters, call: Call, forward: Forward, api: ApiServer) -> tuple[int, Json]:
     """moto changes the group, but DescribeUpdate would not know the update that it answers with."""
     status, _ = forward(None)
-    return status, clusters.get(call.caller, call.segments[1]).record_update("ConfigUpdate")
+    cluster = clusters.get(call.caller, call.segments[1])
+    eks_machines.scale(cluster, moto_cluster(cluster).nodegroups[call.segments[3]])
+    return status, cluster.record_update("ConfigUpdate")
 
 
 def update_version(clusters: Clusters, call: Call) -> Json:

@@ -1,5 +1,6 @@
-"""A stand-in for node auto-provisioning (Karpenter on EC2): nodes come for pods without a place, and go when empty.
+"""The machines' side of a cluster: an EC2 instance that runs becomes a Node, and a Node whose instance has ended goes.
 
-Only the decision and the Node object are played here. Who fits where is finally decided by the real scheduler;
-KWOK is the nodes' heartbeat. The shapes that can be started are data: ``rehearsal/nodes.yaml``.
+It plays what no controller in the cluster does: each instance's kubelet, registering as its user data says, the device
+plugin and feature discovery of its image, and the cloud's node lifecycle controller. Who launched an instance, a
+managed node group or Karpenter, makes no difference. KWOK is the nodes' heartbeat afterwards.
 """

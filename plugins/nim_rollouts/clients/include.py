@@ -54,7 +54,7 @@ class Include:
         :raises SpecError: the file cannot be accepted, with file and line
         """
         text = self._text("environments", name, UnknownEnvironment)
-        return load_environment(name, text, f"include/environments/{name}.yaml")
+        return load_environment(name, text, f"include/environments/{name}.yaml", self.node_pools())
 
     def prices(self, region: str) -> PriceTable | None:
         """The region's price table; None where there is none.
@@ -67,8 +67,13 @@ class Include:
         return load_prices(self.path(relative).read_text(), f"include/{relative}", region)
 
     def templates(self) -> dict[str, str]:
-        """The manifests, file name -> text."""
-        return {path.name: path.read_text() for path in sorted((self.root / "manifests").glob("*.yaml"))}
+        """The manifests, path below include/manifests -> text."""
+        folder = self.root / "manifests"
+        return {path.relative_to(folder).as_posix(): path.read_text() for path in sorted(folder.rglob("*.yaml"))}
+
+    def node_pools(self) -> list[str]:
+        """Names of all node pools that an environment can have."""
+        return self._names("manifests/node-pools")
 
     def benchmark_files(self) -> dict[str, bytes]:
         """What the benchmark's pod needs: the program and the tokenizer, path below include/benchmarks -> content."""

@@ -5,6 +5,7 @@ One file of include/environments each. Environments differ in data, never in cod
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -118,6 +119,7 @@ class Environment(Strict):
     instance_types: list[str] = Field(min_length=1)
     node_os: NodeOs = "bottlerocket"
     addons: list[Addon] = Field(default_factory=list)
+    node_pools: list[ObjectName] = Field(default_factory=list)
     storage_class: ObjectName
     budgets: Budgets = Field(default_factory=Budgets)
     policies: Policies = Field(default_factory=Policies)
@@ -136,6 +138,8 @@ class Environment(Strict):
             if key in seen:
                 raise ValueError(f"addons: {addon.name} in {addon.namespace} stands there twice; keep one")
             seen.add(key)
+        if len(set(self.node_pools)) != len(self.node_pools):
+            raise ValueError("node_pools: a pool stands there twice; keep one")
         return self
 
 
@@ -150,11 +154,12 @@ def _variables_agree(environment: Environment) -> list[tuple[str, str, str]]:
     return [(key, str(given[key]), value) for key, value in elsewhere.items() if given.get(key, value) != value]
 
 
-def load_environment(name: str, text: str, source: str) -> Environment:
+def load_environment(name: str, text: str, source: str, node_pools: Collection[str] | None = None) -> Environment:
     """The environment in `text`.
 
     :param name: what was asked for: the file's stem
     :param source: the file's name, for messages
+    :param node_pools: names of the pools that there are; None where nobody knows
     :raises SpecError: with file and line
     """
     document = parse(text, source)
@@ -171,4 +176,11 @@ def load_environment(name: str, text: str, source: str) -> Environment:
             f'elsewhere the file says "{wanted}"',
             hint="Make the two equal, or leave the variable out: it is filled in",
         )
+    for index, pool in enumerate(environment.node_pools):
+        if node_pools is not None and pool not in node_pools:
+            raise SpecError(
+                f"{document.at(('node_pools', index))}: there is no node pool {pool}; "
+                f"known: {', '.join(sorted(node_pools)) or 'none'}",
+                hint="Choose one of include/manifests/node-pools, or add a file there",
+            )
     return environment

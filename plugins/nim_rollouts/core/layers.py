@@ -115,6 +115,9 @@ REMEDIES: dict[str, Remedy] = {
     "not-deleted": Remedy(Layer.OPERATOR, "clear the task that should have deleted it"),
     "children-terminating": Remedy(Layer.OPERATOR, "look at the finalizers of what is named"),
     "deleted": Remedy(Layer.OPERATOR, "somebody deleted it meanwhile: clear the task that applies it"),
+    "node-pool-not-ready": Remedy(
+        Layer.CAPACITY, "look at the conditions of the EC2NodeClass and at Karpenter's log: tags, role, subnets"
+    ),
     "crd-not-established": Remedy(Layer.API_SERVER, "look at the conditions of the CustomResourceDefinition"),
     "crd-names-conflict": Remedy(Layer.API_SERVER, "remove the other CRD that has the same names"),
     "cluster-unavailable": Remedy(Layer.API_SERVER, OF_LAYER[Layer.API_SERVER]),

@@ -23,7 +23,7 @@ from nim_rollouts.core.spec import Deployment, Environment
 
 Object = dict[str, Any]
 Templates = Mapping[str, str]
-"""File name in include/manifests -> its text."""
+"""File in include/manifests, by its path there -> its text."""
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "nim-rollouts"
@@ -31,6 +31,9 @@ DEPLOYMENT_LABEL = "nim-rollouts/deployment"
 ENVIRONMENT_LABEL = "nim-rollouts/environment"
 GENERATION = "nim-rollouts/generation"
 ROLLOUT = "nim-rollouts/rollout"
+
+NODE_POOLS = "node-pools"
+"""Folder of include/manifests with one file a node pool."""
 
 BENCHMARK_DIR = "/opt/benchmark"
 # What a benchmark pod may need before its load starts: a node and its image.
@@ -83,6 +86,29 @@ def storage_class(templates: Templates, environment: Environment, file_system_id
     obj = _shared(_one(templates, "storage-class.yaml", "StorageClass"), environment.name, environment.storage_class)
     obj["parameters"] = {**obj["parameters"], "fileSystemId": file_system_id}
     return obj
+
+
+def node_pools(templates: Templates, environment: Environment, outputs: Mapping[str, Any]) -> list[Object]:
+    """The environment's Karpenter node pools, each after its node class (shared).
+
+    :param outputs: terraform's: `node_role_name` and `discovery_tag`
+    :raises ManifestError: a file does not hold the two, or its pool names another class
+    """
+    objects = []
+    for pool_name in environment.node_pools:
+        file = f"{NODE_POOLS}/{pool_name}.yaml"
+        node_class, pool = _load_all(templates, file, ("EC2NodeClass", "NodePool"))
+        named = pool["spec"]["template"]["spec"]["nodeClassRef"]["name"]
+        if named != node_class["metadata"]["name"]:
+            raise ManifestError(f"include/manifests/{file}: the NodePool names the node class {named}, not its own")
+        for obj in (node_class, pool):
+            objects.append(_shared(obj, environment.name, obj["metadata"]["name"]))
+        spec, by_tag = node_class["spec"], [{"tags": dict(outputs["discovery_tag"])}]
+        spec["role"] = outputs["node_role_name"]
+        spec["subnetSelectorTerms"] = spec["securityGroupSelectorTerms"] = by_tag
+        # On all that Karpenter makes, so that an inventory finds what a broken teardown has left.
+        spec["tags"] = {**spec.get("tags", {}), ENVIRONMENT_LABEL: environment.name}
+    return objects
 
 
 def nim_cache(context: Context, deployment: Deployment) -> Object:

@@ -24,23 +24,33 @@ class ClusterAccessOperator(StageOperator):
 
 
 class ApplyPlatformOperator(StageOperator):
-    """The storage class on the environment's file system, the deployment's namespace, and a probe of the storage."""
+    """The storage class on the environment's file system, the node pools, the deployment's namespace, and a probe of the
+    storage."""
 
     claim_scopes = ("deployment", "environment")
 
     def run(self, stage: Stage) -> Facts:
-        """Server-side apply of both, and of the storage's probe."""
+        """Server-side apply of all, and of the storage's probe."""
         from nim_rollouts.core import manifests
         from nim_rollouts.operators import storage_probe
 
         session = stage.session
-        file_system = session.facts(OUTPUTS_STAGE)["outputs"].get("efs_file_system_id")
+        outputs = session.facts(OUTPUTS_STAGE)["outputs"]
+        file_system = outputs.get("efs_file_system_id")
         if not file_system:
             raise PlatformNotReady(
                 "terraform has no output efs_file_system_id",
                 hint="The storage class needs it: correct the root module and clear terraform_plan and what follows",
             )
-        objects = [manifests.storage_class(session.include.templates(), session.environment, file_system)]
+        templates, environment = session.include.templates(), session.environment
+        objects = [manifests.storage_class(templates, environment, file_system)]
+        for output in ("node_role_name", "discovery_tag"):
+            if environment.node_pools and not outputs.get(output):
+                raise PlatformNotReady(
+                    f"terraform has no output {output}",
+                    hint="The node pools need it: correct the root module and clear terraform_plan and what follows",
+                )
+        objects += manifests.node_pools(templates, environment, outputs)
         namespace = manifests.namespace(session.manifest_context())
         if self._is_ours(stage, namespace):
             objects.append(namespace)

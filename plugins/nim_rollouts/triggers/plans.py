@@ -94,6 +94,8 @@ def _platform(session: Session) -> Plan:
     for addon in session.environment.active_addons:
         subjects += [Subject("CustomResourceDefinition", name) for name in addon.requires.crds]
         subjects += [Subject("Deployment", name, addon.namespace) for name in addon.requires.deployments]
+    for name in session.environment.node_pools:
+        subjects += [Subject("EC2NodeClass", name), Subject("NodePool", name)]
     operator_s = session.environment.budgets.operator_s
     probe = _storage_probe(session)
     if probe is None:

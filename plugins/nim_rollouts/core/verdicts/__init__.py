@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from nim_rollouts.core.verdicts import cache, claim, crd, deployment, gone, job, pipeline, service
+from nim_rollouts.core.verdicts import cache, claim, crd, deployment, gone, job, nodeclass, nodepool, pipeline, service
 from nim_rollouts.core.verdicts.model import Blocker, Object, Snapshot, State, Verdict
 from nim_rollouts.core.verdicts.service import Desired
 
@@ -31,6 +31,8 @@ __all__ = [
     "deployment",
     "gone",
     "job",
+    "nodeclass",
+    "nodepool",
     "pipeline",
     "service",
 ]
@@ -52,6 +54,8 @@ VERDICTS: dict[str, Judge] = {
     "Deployment": deployment,
     "PersistentVolumeClaim": claim,
     "CustomResourceDefinition": crd,
+    "NodePool": nodepool,
+    "EC2NodeClass": nodeclass,
 }
 
 

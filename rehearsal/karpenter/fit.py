@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from rehearsal.karpenter.catalogue import HOSTNAME_LABEL, INSTANCE_TYPE_LABEL, ZONE_LABEL
+from rehearsal.karpenter.offers import POOL_LABEL, Offer
+from rehearsal.karpenter.resources import ZERO, Resources, describe, largest, quantities, total
 from rehearsal.kube import Obj
-from rehearsal.nodes.shapes import HOSTNAME_LABEL, POOL_LABEL, ZONE_LABEL, Resources, Shape, describe, quantities
-
-ZERO = Decimal(0)
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Candidate:
     pods: list[Obj] = field(default_factory=list)
     name: str = ""
     claim: str = ""
-    shape: Shape | None = None
+    offer: Offer | None = None
 
     def add(self, pod: Obj) -> None:
         self.pods.append(pod)
@@ -52,30 +52,22 @@ def requests(pod: Obj) -> Resources:
     for container in spec.get("initContainers") or []:
         asked = _asked(container)
         if container.get("restartPolicy") == "Always":  # a sidecar stays beside what comes after it
-            running = _sum(running, asked)
-            peak = _max(peak, running)
+            running = total(running, asked)
+            peak = largest(peak, running)
         else:
-            peak = _max(peak, _sum(running, asked))
+            peak = largest(peak, total(running, asked))
     for container in spec.get("containers") or []:
-        running = _sum(running, _asked(container))
-    total = _max(running, peak)
-    total.update(_asked(spec))  # pod-level resources, where given, are the pod's word
-    total = _sum(total, quantities(spec.get("overhead")))
-    total["pods"] = Decimal(1)
-    return {name: amount for name, amount in total.items() if amount}
+        running = total(running, _asked(container))
+    whole = largest(running, peak)
+    whole.update(_asked(spec))  # pod-level resources, where given, are the pod's word
+    whole = total(whole, quantities(spec.get("overhead")))
+    whole["pods"] = Decimal(1)
+    return {name: amount for name, amount in whole.items() if amount}
 
 
 def _asked(holder: Mapping[str, Any]) -> Resources:
     resources = holder.get("resources") or {}
     return quantities({**(resources.get("limits") or {}), **(resources.get("requests") or {})})
-
-
-def _sum(a: Resources, b: Resources) -> Resources:
-    return {name: a.get(name, ZERO) + b.get(name, ZERO) for name in {*a, *b}}
-
-
-def _max(a: Resources, b: Resources) -> Resources:
-    return {name: max(a.get(name, ZERO), b.get(name, ZERO)) for name in {*a, *b}}
 
 
 def tolerates(pod: Obj, taint: Mapping[str, str]) -> bool:
@@ -204,25 +196,40 @@ def problem(pod: Obj, node: Candidate) -> str | None:
 
 
 def _no_room(pod: Obj, node: Candidate, why: str) -> str:
-    shown = (POOL_LABEL, "node.kubernetes.io/instance-type", "kubernetes.io/arch", ZONE_LABEL)
-    requirements = ", ".join(f"{key} In [{node.labels[key]}]" for key in shown if key in node.labels)
+    shown = (POOL_LABEL, INSTANCE_TYPE_LABEL, "kubernetes.io/arch", ZONE_LABEL)
+    labels = {**node.labels, **({ZONE_LABEL: " ".join(node.offer.zones)} if node.offer else {})}
+    requirements = ", ".join(f"{key} In [{labels[key]}]" for key in shown if key in labels)
     return f"no instance type satisfied resources {describe(requests(pod))} and requirements {requirements} ({why})"
 
 
-def place(
-    waiting: Iterable[Obj],
-    nodes: Sequence[Candidate],
-    shapes: Sequence[Shape],
-    zone_use: Mapping[str, int],
-    short: Collection[str] = (),
-) -> Plan:
-    """Place waiting pods on nodes that are there or on the way, and start the cheapest shapes for the rest.
+@dataclass
+class Means:
+    """What nodes can be started with: offers in the order of preference, and what still may be used of each pool."""
 
-    Changes ``nodes``: pods placed on them take their room. The largest pods come first, so that small ones fill gaps.
+    offers: Sequence[Offer]
+    limits: dict[str, Resources] = field(default_factory=dict)
+    """Pool -> what its limits leave, where it has any."""
+    short: Collection[tuple[str, str, str]] = ()
+    """(instance type, zone, capacity type) that the cloud has just refused."""
 
-    :param shapes: cheapest first.
+    def exceeds(self, offer: Offer) -> bool:
+        left = self.limits.get(offer.pool)
+        return left is not None and any(offer.capacity.get(name, ZERO) > amount for name, amount in left.items())
+
+    def take(self, offer: Offer) -> None:
+        left = self.limits.get(offer.pool)
+        if left is not None:
+            for name in left:
+                left[name] -= offer.capacity.get(name, ZERO)
+
+
+def place(waiting: Iterable[Obj], nodes: Sequence[Candidate], means: Means, zone_use: Mapping[str, int]) -> Plan:
+    """Place waiting pods on nodes that are there or on the way, and start nodes for the rest.
+
+    Changes ``nodes`` and ``means``: pods placed take their room. The largest pods come first, so that small ones fill
+    gaps. Of several pools the first that can hold a pod is taken, of its offers the cheapest.
+
     :param zone_use: nodes per zone; a start goes to the least used zone that the pod allows.
-    :param short: instance types that the cloud has just refused.
     """
     plan = Plan()
     use = dict(zone_use)
@@ -230,10 +237,12 @@ def place(
     for pod in ordered:
         target = next((node for node in [*nodes, *plan.starts] if problem(pod, node) is None), None)
         if target is None:
-            target, reasons = _start_for(pod, shapes, use, short)
+            target, reasons = _start_for(pod, means, use)
             if target is None:
                 plan.refused.append((pod, reasons))
                 continue
+            assert target.offer
+            means.take(target.offer)
             plan.starts.append(target)
             zone = target.labels[ZONE_LABEL]
             use[zone] = use.get(zone, 0) + 1
@@ -247,18 +256,33 @@ def _size(pod: Obj) -> tuple[Decimal, Decimal]:
     return asked.get("cpu", ZERO), asked.get("memory", ZERO)
 
 
-def _start_for(
-    pod: Obj, shapes: Sequence[Shape], use: Mapping[str, int], short: Collection[str]
-) -> tuple[Candidate | None, str]:
+def fresh(offer: Offer, zone: str) -> Candidate:
+    """The empty node that an offer would become."""
+    return Candidate(labels={**offer.labels, ZONE_LABEL: zone}, taints=offer.taints, free=offer.room, offer=offer)
+
+
+def _start_for(pod: Obj, means: Means, use: Mapping[str, int]) -> tuple[Candidate | None, str]:
     reasons: dict[str, str] = {}
-    for shape in shapes:
-        for zone in sorted(shape.zones, key=lambda zone: (use.get(zone, 0), zone)):
-            node = Candidate(
-                labels={**shape.labels, ZONE_LABEL: zone}, taints=shape.taints, free=shape.room, shape=shape
-            )
+    exceeded: set[str] = set()
+    for offer in means.offers:
+        for zone in sorted(offer.zones, key=lambda zone: (use.get(zone, 0), zone)):
+            node = fresh(offer, zone)
             wrong = problem(pod, node)
-            if wrong is None and shape.instance_type not in short:
+            if wrong is None and means.exceeds(offer):
+                exceeded.add(offer.pool)
+                continue
+            if wrong is None and (offer.instance_type, zone, offer.capacity_type) not in means.short:
                 return node, ""
             wrong = wrong or _no_room(pod, node, "no instance type has the required offering")
-            reasons[shape.pool] = f'incompatible with nodepool "{shape.pool}", daemonset overhead={{}}, {wrong}'
+            overhead = describe(offer.overhead)
+            # What an offer could hold but for the cloud's refusal says more than what all the others lack.
+            if offer.pool not in reasons or "required offering" not in reasons[offer.pool]:
+                reasons[offer.pool] = (
+                    f'incompatible with nodepool "{offer.pool}", daemonset overhead={overhead}, {wrong}'
+                )
+    for pool in exceeded:
+        if "required offering" not in reasons.get(pool, ""):
+            reasons[pool] = f'all available instance types exceed limits for nodepool: "{pool}"'
+    if not means.offers:
+        return None, "Failed to schedule pod, no nodepools found"
     return None, "Failed to schedule pod, " + "; ".join(reasons.values())
