@@ -4,7 +4,7 @@
 #
 # WORK holds root/ (the terraform root module), backend.tfbackend.json, variables.tfvars.json and manifests/, and takes what is
 # made: steps (a line a step: when it began, its name), report.log. In the environment: KUBECONFIG, AWS_*, HELM, CHART,
-# VALUES, NGC_URL, NGC_KEY_FILE, REPOSITORY, TAG, MODEL, NAME, NAMESPACE, OPERATOR (its Deployment).
+# VALUES, KARPENTER_CHART, KARPENTER_VALUES, NGC_URL, NGC_KEY_FILE, REPOSITORY, TAG, MODEL, NAME, NAMESPACE, OPERATOR (its Deployment).
 set -euo pipefail
 umask 077
 
@@ -53,9 +53,15 @@ tf apply -input=false "$work/plan.tfplan"
 
 begin "terraform outputs"
 file_system=$(tf output -raw efs_file_system_id)
+node_role=$(tf output -raw node_role_name)
+discovery=$(tf output -json discovery_tag | jq -er '."karpenter.sh/discovery"')
 
 begin "cluster access"
 kubectl version >/dev/null
+
+begin "Karpenter's chart"
+"$HELM" upgrade --install karpenter "$KARPENTER_CHART" -n kube-system --values "$KARPENTER_VALUES" \
+    --set "settings.clusterName=$discovery"
 
 begin "operator chart"
 "$HELM" upgrade --install nim-operator "$CHART" -n nim-operator --create-namespace --values "$VALUES"
@@ -64,7 +70,12 @@ begin platform
 sed "s/fs-00000000000000000/$file_system/" "$manifests/storage-class.yaml" | apply -
 apply "$manifests/namespace.yaml"
 kubectl wait --timeout=120s --for=condition=established \
-    crd/nimcaches.apps.nvidia.com crd/nimservices.apps.nvidia.com
+    crd/nimcaches.apps.nvidia.com crd/nimservices.apps.nvidia.com \
+    crd/nodepools.karpenter.sh crd/nodeclaims.karpenter.sh crd/ec2nodeclasses.karpenter.k8s.aws
+for file in "$manifests"/node-pools/*.yaml; do
+    sed "s/role: put-in/role: $node_role/; s|discovery: put-in|discovery: $discovery|" "$file" | apply -
+done
+kubectl wait --timeout=120s --for=condition=Ready nodepools --all
 kubectl -n nim-operator wait --timeout=120s --for=condition=available "deployment/$OPERATOR"
 for file in nimcache nimservice benchmark; do apply "$manifests/$file.yaml" --dry-run=server; done
 

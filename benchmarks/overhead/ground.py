@@ -93,7 +93,8 @@ def prepare(r: Rehearsal, work: Path, environment: Environment, deployment: Depl
     (work / "backend.tfbackend.json").write_text(json.dumps(backend))
     (work / "variables.tfvars.json").write_text(json.dumps(dict(environment.terraform.variables)))
     _write_manifests(work / "manifests", include, environment, deployment)
-    addon = next(one for one in environment.addons if one.name == "nim-operator")
+    addons = {one.name: one for one in environment.addons}
+    addon, karpenter = addons["nim-operator"], addons["karpenter"]
     plugins = find_plugin_dir(os.environ)
     return {
         **{name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ},
@@ -103,6 +104,8 @@ def prepare(r: Rehearsal, work: Path, environment: Environment, deployment: Depl
         "HELM": str(r.helm),
         "CHART": str(ROOT / addon.chart),
         "VALUES": str(include.path(str(addon.values))),
+        "KARPENTER_CHART": str(ROOT / karpenter.chart),
+        "KARPENTER_VALUES": str(include.path(str(karpenter.values))),
         "OPERATOR": addon.requires.deployments[0],
         "NGC_URL": r.url("ngc"),
         "NGC_KEY_FILE": str(r.ngc_key_file),
@@ -129,6 +132,10 @@ def _write_manifests(folder: Path, include: Include, environment: Environment, d
         obj["metadata"] = {key: obj["metadata"][key] for key in ("name", "namespace")}
     job["metadata"]["labels"] = {"by-hand": "benchmark"}
     for file in ("namespace.yaml", "storage-class.yaml"):
+        (folder / file).write_text(templates[file])
+    (folder / "node-pools").mkdir()
+    for pool in environment.node_pools:
+        file = f"node-pools/{pool}.yaml"
         (folder / file).write_text(templates[file])
     for name, objects in {"nimcache": [cache], "nimservice": [service], "benchmark": [config_map, job]}.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump_all(objects))

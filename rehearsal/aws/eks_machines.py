@@ -48,6 +48,8 @@ def _instances(cluster: ClusterState, group_name: str) -> list[Any]:
 
 
 def _launch(cluster: ClusterState, group: Any, subnet: str) -> None:
+    from moto.core.types import Base64EncodedString
+
     tags = {
         "eks:cluster-name": cluster.name,
         GROUP_TAG: group.nodegroup_name,
@@ -66,7 +68,7 @@ def _launch(cluster: ClusterState, group: Any, subnet: str) -> None:
     _ec2(cluster).run_instances(
         f"ami-{uuid.uuid5(uuid.NAMESPACE_URL, f'{group.ami_type}/{group.release_version}').hex[:17]}",
         1,
-        userdata.render(cluster.name, labels, taints).encode(),
+        Base64EncodedString.from_raw_bytes(userdata.render(cluster.name, labels, taints).encode()),
         [],
         instance_type=(group.instance_types or ["t3.medium"])[0],
         is_instance_type_default=False,

@@ -15,6 +15,7 @@ import pytest
 
 from rehearsal import supervisor, toolbox
 from rehearsal.config import Rehearsal
+from rehearsal.parts import Part, marked_ready
 
 
 class Plane:
@@ -22,9 +23,15 @@ class Plane:
 
     def __init__(self, state: Path, parts: Collection[str], timing: Mapping[str, float]) -> None:
         self.r, self._lock = supervisor.prepare(state, with_airflow=False)
+        karpenter = Part(
+            "karpenter", [self.r.python, "-m", "rehearsal.karpenter.local"], ("cluster-setup", "aws"),
+            marked_ready(self.r, "karpenter"),
+        )  # fmt: skip
         (self.r.state / "timing.json").write_text(json.dumps(dict(timing)))
         self._supervisor = supervisor.Supervisor(self.r)
-        self._supervisor.parts = [part for part in self._supervisor.parts if part.name in parts]
+        # Without an environment there is no Karpenter in the cluster: where nodes are wanted, it runs beside it.
+        everything = [*self._supervisor.parts, karpenter]
+        self._supervisor.parts = [part for part in everything if part.name in parts]
 
     def start(self) -> None:
         """Start what does not run. A part ends with the thread that started it: never call this from a worker's."""

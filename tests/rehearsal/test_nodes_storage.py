@@ -1,4 +1,5 @@
 """Nodes and volumes on a real control plane: etcd, API server, controller-manager, scheduler and KWOK, and moto.
+The nodes are Karpenter's (stand-in), from the committed node pools.
 
 The control plane is this file's own (no Airflow, no runner), because KWOK and the stand-ins are ended and started
 again here. Pods get no kubelet: they are bound, and end when they are deleted at once.
@@ -15,13 +16,14 @@ import boto3
 import pytest
 
 from rehearsal import faults
+from rehearsal.aws.environment import session
 from rehearsal.config import Rehearsal
 from rehearsal.kube import Kube, NotFound, Obj, path, path_of
 from tests.rehearsal.plane import Plane, standing
 
 PARTS = {
     "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "cluster-setup", "kwok",
-    "aws", "nodes", "storage",
+    "aws", "nodes", "karpenter", "storage",
 }  # fmt: skip
 TIMING = {"node_start": 0.5, "node_empty": 2.0, "volume_provision": 0.1, "volume_retry_max": 2.0}
 GPU = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
@@ -81,6 +83,25 @@ async def messages(kube: Kube, name: str, reason: str, component: str) -> list[s
     return [e["message"] for e in events if e["reason"] == reason and e["reportingComponent"].startswith(component)]
 
 
+CLAIMS = "/apis/karpenter.sh/v1/nodeclaims"
+
+
+def ec2(r: Rehearsal) -> Any:
+    return session(r.url("aws")).client("ec2", endpoint_url=r.url("aws"))
+
+
+def instances(r: Rehearsal) -> dict[str, Any]:
+    """What runs, by id."""
+    found = [one for group in ec2(r).describe_instances()["Reservations"] for one in group["Instances"]]
+    return {one["InstanceId"]: one for one in found if one["State"]["Name"] != "terminated"}
+
+
+async def true_conditions(kube: Kube, obj: Obj) -> set[str] | None:
+    live = await kube.get(path(obj))
+    found = {one["type"] for one in live["status"]["conditions"] if one["status"] == "True"}
+    return found if "Ready" in found else None
+
+
 def home(kube: Kube, name: str) -> Callable[[], Awaitable[str | None]]:
     async def look() -> str | None:
         return (await kube.get(f"/api/v1/namespaces/default/pods/{name}"))["spec"].get("nodeName")
@@ -91,7 +112,7 @@ def home(kube: Kube, name: str) -> Callable[[], Awaitable[str | None]]:
 # --- nodes ---------------------------------------------------------------------------------------------------------
 
 
-async def test_two_gpu_pods_get_one_node_which_goes_when_they_are_gone(kube: Kube) -> None:
+async def test_two_gpu_pods_get_one_node_which_goes_when_they_are_gone(r: Rehearsal, kube: Kube) -> None:
     assert await kube.list("/api/v1/nodes") == []
     limits = {"cpu": "20", "nvidia.com/gpu": "2"}
     for name in ("one", "two"):
@@ -109,6 +130,15 @@ async def test_two_gpu_pods_get_one_node_which_goes_when_they_are_gone(kube: Kub
     zone = labels["topology.kubernetes.io/zone"]
     assert node["spec"]["providerID"].startswith(f"aws:///{zone}/i-")
     assert {"key": "nvidia.com/gpu", "effect": "NoSchedule"} in node["spec"]["taints"]
+    (nodeclaim,) = await kube.list(CLAIMS)
+    assert nodeclaim["status"]["nodeName"] == node["metadata"]["name"]
+    assert nodeclaim["status"]["providerID"] == node["spec"]["providerID"]
+    assert {"Launched", "Registered", "Initialized", "Ready"} <= await until(lambda: true_conditions(kube, nodeclaim))
+    instance = instances(r)[node["spec"]["providerID"].rpartition("/")[2]]
+    tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+    assert tags["karpenter.sh/nodepool"] == "g5-gpu-karpenter" and tags["Name"] == node["metadata"]["name"]
+    assert tags["karpenter.sh/nodeclaim"] == nodeclaim["metadata"]["name"]
+    assert tags["kubernetes.io/cluster/local"] == "owned" and tags["eks:eks-cluster-name"] == "local"
     nominated = await messages(kube, "one", "Nominated", "karpenter")
     assert len(nominated) == 1 and nominated[0].startswith("Pod should schedule on: nodeclaim/g5-gpu-karpenter-")
     await kube.delete("/api/v1/namespaces/default/pods/one", {"gracePeriodSeconds": 0})
@@ -119,6 +149,8 @@ async def test_two_gpu_pods_get_one_node_which_goes_when_they_are_gone(kube: Kub
     assert await messages(kube, node["metadata"]["name"], "DisruptionTerminating", "karpenter") == [
         "Disrupting Node: Empty"
     ]
+    await until(lambda: _none(kube, CLAIMS))
+    assert instances(r) == {}
 
 
 async def test_a_pod_without_a_gpu_gets_the_cheap_shape(kube: Kube) -> None:
@@ -137,6 +169,80 @@ async def test_a_pod_that_no_shape_holds_is_told_why(kube: Kube) -> None:
     told = await until(lambda: messages(kube, "untolerated", "FailedScheduling", "karpenter"))
     assert "did not tolerate nvidia.com/gpu:NoSchedule" in told[0]
     assert await kube.list("/api/v1/nodes") == []
+
+
+async def test_limits_of_a_pool_are_kept_and_told(kube: Kube) -> None:
+    pool = "/apis/karpenter.sh/v1/nodepools/x86-cpu-karpenter"
+    await kube.patch(pool, {"spec": {"limits": {"cpu": 2}}})
+    try:
+        await create(kube, pod("cpu"))
+        told = await until(lambda: messages(kube, "cpu", "FailedScheduling", "karpenter"))
+        assert 'all available instance types exceed limits for nodepool: "x86-cpu-karpenter"' in told[-1]
+        assert await kube.list(CLAIMS) == []
+    finally:
+        await kube.patch(pool, {"spec": {"limits": {"cpu": 1000}}})
+    await until(home(kube, "cpu"))
+
+
+async def test_a_node_class_that_finds_nothing_is_told_and_its_pool_is_not_used(kube: Kube) -> None:
+    name = "/apis/karpenter.k8s.aws/v1/ec2nodeclasses/x86-cpu-karpenter"
+    good = (await kube.get(name))["spec"]["subnetSelectorTerms"]
+    await kube.patch(name, {"spec": {"subnetSelectorTerms": [{"tags": {"karpenter.sh/discovery": "elsewhere"}}]}})
+    try:
+
+        async def refused() -> str | None:
+            conditions = {c["type"]: c for c in (await kube.get(name))["status"]["conditions"]}
+            return str(conditions["SubnetsReady"]["message"]) if conditions["Ready"]["status"] == "False" else None
+
+        assert await until(refused) == "SubnetSelector did not match any Subnets"
+        pool = await kube.get("/apis/karpenter.sh/v1/nodepools/x86-cpu-karpenter")
+        assert "True" not in {c["status"] for c in pool["status"]["conditions"] if c["type"] == "Ready"}
+    finally:
+        await kube.patch(name, {"spec": {"subnetSelectorTerms": good}})
+    await create(kube, pod("cpu"))
+    await until(home(kube, "cpu"))
+
+
+async def test_without_karpenter_nothing_lets_go_of_what_it_made(plane: Plane, r: Rehearsal, kube: Kube) -> None:
+    await create(kube, pod("cpu"))
+    node = path_of("v1", "Node", None, await until(home(kube, "cpu")))
+    plane.end("karpenter")
+    await kube.delete("/api/v1/namespaces/default/pods/cpu", {"gracePeriodSeconds": 0})
+    (nodeclaim,) = await kube.list(CLAIMS)
+    await kube.delete(path(nodeclaim))
+    await kube.delete(node)
+    await asyncio.sleep(TIMING["node_empty"] + 1)
+    assert (await kube.get(node))["metadata"]["finalizers"] == ["karpenter.sh/termination"]
+    assert len(await kube.list(CLAIMS)) == 1 and len(instances(r)) == 1
+    plane.start()
+    await until(lambda: _none(kube, "/api/v1/nodes"))
+    await until(lambda: _none(kube, CLAIMS))
+    assert instances(r) == {}
+
+
+async def test_a_node_whose_instance_is_ended_from_outside_goes(r: Rehearsal, kube: Kube) -> None:
+    await create(kube, pod("cpu"))
+    first = await until(home(kube, "cpu"))
+    (identifier,) = instances(r)
+    ec2(r).terminate_instances(InstanceIds=[identifier])
+
+    async def replaced() -> bool:
+        names = [node["metadata"]["name"] for node in await kube.list("/api/v1/nodes")]
+        return first not in names
+
+    await until(replaced)
+    assert identifier not in instances(r)
+
+
+async def test_what_is_not_to_be_disturbed_stays(kube: Kube) -> None:
+    await create(kube, pod("cpu"))
+    node = path_of("v1", "Node", None, await until(home(kube, "cpu")))
+    await kube.patch(node, {"metadata": {"annotations": {"karpenter.sh/do-not-disrupt": "true"}}})
+    await kube.delete("/api/v1/namespaces/default/pods/cpu", {"gracePeriodSeconds": 0})
+    await asyncio.sleep(TIMING["node_empty"] + 1.5)
+    assert len(await kube.list("/api/v1/nodes")) == 1
+    await kube.patch(node, {"metadata": {"annotations": {"karpenter.sh/do-not-disrupt": None}}})
+    await until(lambda: _none(kube, "/api/v1/nodes"))
 
 
 async def test_kwok_keeps_address_lease_and_logs_also_over_its_restart(plane: Plane, kube: Kube) -> None:
@@ -178,10 +284,10 @@ async def test_kwok_keeps_address_lease_and_logs_also_over_its_restart(plane: Pl
     assert live["status"]["phase"] == "Pending" and "podIP" not in live["status"], "KWOK writes no pod"
 
 
-async def test_nodes_stand_in_goes_on_after_a_restart(plane: Plane, kube: Kube) -> None:
+async def test_karpenter_goes_on_after_a_restart(plane: Plane, kube: Kube) -> None:
     await create(kube, pod("before"))
     first = await until(home(kube, "before"))
-    plane.end("nodes")
+    plane.end("karpenter")
     await create(kube, pod("gpu", {"nvidia.com/gpu": "1"}, tolerations=[GPU]))
     await kube.delete("/api/v1/namespaces/default/pods/before", {"gracePeriodSeconds": 0})
     plane.start()
@@ -373,8 +479,9 @@ async def test_no_capacity_is_told_as_karpenter_tells_it_until_there_is_some(r: 
         assert await until(told)
         claims = [e for e in await kube.list("/api/v1/namespaces/default/events")
                   if e["involvedObject"]["kind"] == "NodeClaim"]  # fmt: skip
-        (refusal,) = claims
+        refusal = claims[0]
         assert refusal["reason"] == "InsufficientCapacityError" and refusal["type"] == "Warning"
+        assert await kube.list(CLAIMS) == [], "a claim that cannot be launched goes"
         assert "We currently do not have sufficient g5.12xlarge capacity" in refusal["message"]
         assert await kube.list("/api/v1/nodes") == []
         await create(kube, pod("cpu"))
