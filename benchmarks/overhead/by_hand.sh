@@ -4,7 +4,8 @@
 #
 # WORK holds root/ (the terraform root module), backend.tfbackend.json, variables.tfvars.json and manifests/, and takes what is
 # made: steps (a line a step: when it began, its name), report.log. In the environment: KUBECONFIG, AWS_*, HELM, CHART,
-# VALUES, KARPENTER_CHART, KARPENTER_VALUES, NGC_URL, NGC_KEY_FILE, REPOSITORY, TAG, MODEL, NAME, NAMESPACE, OPERATOR (its Deployment).
+# VALUES, KARPENTER_CHART, KARPENTER_VALUES, NGC_URL, NGC_KEY_FILE, REPOSITORY, TAG, MODEL, NAME, NAMESPACE, OPERATOR
+# (its Deployment).
 set -euo pipefail
 umask 077
 
@@ -59,11 +60,10 @@ discovery=$(tf output -json discovery_tag | jq -er '."karpenter.sh/discovery"')
 begin "cluster access"
 kubectl version >/dev/null
 
-begin "Karpenter's chart"
+begin charts
 "$HELM" upgrade --install karpenter "$KARPENTER_CHART" -n kube-system --values "$KARPENTER_VALUES" \
     --set "settings.clusterName=$discovery"
 
-begin "operator chart"
 "$HELM" upgrade --install nim-operator "$CHART" -n nim-operator --create-namespace --values "$VALUES"
 
 begin platform

@@ -18,7 +18,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "terraform apply": ("terraform_apply",),
     "terraform outputs": ("terraform_outputs",),
     "cluster access": ("cluster_access",),
-    "operator chart": ("install_addon",),
+    "charts": ("install_addon",),
     "platform": ("apply_platform", "wait_platform", "verify_platform"),
     "secrets": ("apply_secrets",),
     "cache": ("apply_cache", "wait_cache"),

@@ -10,6 +10,7 @@ from typing import Any
 def close() -> None:
     """Patch moto's models. Safe to call again."""
     from moto.ec2 import utils
+    from moto.ec2.models.instances import Instance
     from moto.ec2.models.launch_templates import LaunchTemplate
     from moto.ec2.models.nat_gateways import NatGatewayBackend
     from moto.ec2.models.security_groups import SecurityGroupRule
@@ -28,6 +29,21 @@ def close() -> None:
         utils.is_filter_matching = _any_of(utils.is_filter_matching)
     if not hasattr(NatGatewayBackend.delete_nat_gateway, "_also_interface"):
         NatGatewayBackend.delete_nat_gateway = _also_interface(NatGatewayBackend.delete_nat_gateway)
+    if not hasattr(Instance.terminate, "_own_interface_too"):
+        Instance.terminate = _own_interface_too(Instance.terminate)
+
+
+def _own_interface_too(terminate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """AWS removes the interface that it made for an instance with it; moto keeps every one, and no subnet gets free."""
+
+    def terminate_instance(instance: Any) -> Any:
+        for nic in instance.nics.values():
+            if nic.device_index == 0:
+                nic.delete_on_termination = True
+        return terminate(instance)
+
+    terminate_instance._own_interface_too = True  # type: ignore[attr-defined]
+    return terminate_instance
 
 
 def _any_of(matches: Callable[[Any, str, Any], bool]) -> Callable[[Any, str, Any], bool]:

@@ -27,7 +27,7 @@ from rehearsal import config, supervisor
 from rehearsal.aws.environment import environment as aws_environment
 from rehearsal.aws.inventory import inventory
 from rehearsal.config import Rehearsal
-from rehearsal.kube import Kube, NotFound, Obj, path_of
+from rehearsal.kube import Kube, NotFound, Obj, path, path_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -115,6 +115,17 @@ async def _remove(r: Rehearsal) -> None:
             return not any("nvidia.com/gpu" in n["status"]["capacity"] for n in nodes)
 
         await until(no_gpu_node, "GPU nodes gone")
+        pools, claims = path_of("karpenter.sh/v1", "NodePool"), path_of("karpenter.sh/v1", "NodeClaim")
+        classes = path_of("karpenter.k8s.aws/v1", "EC2NodeClass")
+        # Pools first, while their Karpenter runs: it lets go of the nodes, and then of what the classes made in AWS.
+        for collection, leave in ((pools, claims), (classes, classes)):
+            for one in await kube.list(collection):
+                await kube.delete(path(one))
+            await until(lambda leave=leave: _empty(kube, leave), f"{leave} empty")
+
+
+async def _empty(kube: Kube, collection: str) -> bool:
+    return not await kube.list(collection)
 
 
 def test_unknown_fields_are_refused_under_strict_validation(bare: Rehearsal) -> None:

@@ -94,7 +94,9 @@ def test_both_sides_apply_the_same_objects(tmp_path: Path) -> None:
     include = Include(ROOT / "include")
     environment, deployment = include.environment("rehearsal"), include.deployment("meta-llama3-8b-instruct")
     ground._write_manifests(tmp_path / "manifests", include, environment, deployment)
-    by_hand = {path.stem: list(yaml.safe_load_all(path.read_text())) for path in (tmp_path / "manifests").iterdir()}
+    by_hand = {
+        path.stem: list(yaml.safe_load_all(path.read_text())) for path in (tmp_path / "manifests").glob("*.yaml")
+    }
     (blueprint_cache, blueprint_service) = yaml.safe_load_all((ROOT / "tests/rehearsal/blueprint.yaml").read_text())
     assert by_hand["nimcache"][0] == blueprint_cache
     (service,) = by_hand["nimservice"]

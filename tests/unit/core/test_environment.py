@@ -11,10 +11,11 @@ from nim_rollouts.core.errors import SpecError
 
 NAME = "nvidia-nim-eks"
 TEXT = (Path(__file__).resolve().parents[3] / "include" / "environments" / f"{NAME}.yaml").read_text()
+POOLS = ["g5-gpu-karpenter", "g6-gpu-karpenter", "x86-cpu-karpenter"]
 
 
 def load(text: str = TEXT) -> Environment:
-    return load_environment(NAME, text, "env.yaml")
+    return load_environment(NAME, text, "env.yaml", POOLS)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,12 @@ def load(text: str = TEXT) -> Environment:
         ("    region: us-west-2\n", "    region: eu-west-1\n", "terraform.variables.region"),
         ("claim: refuse", "claim: ignore", "'refuse' or 'wait'"),
         ("cache_s: 3600", "cache_s: 0", "greater than or equal to 1"),
+        (
+            "node_pools: [g5-gpu-karpenter",
+            "node_pools: [g5-gpu",
+            "env.yaml:21: there is no node pool g5-gpu; known:",
+        ),
+        ("node_pools: [g5-gpu-karpenter", "node_pools: [x86-cpu-karpenter", "a pool stands there twice"),
         ("instance_types: [", "instance_types: [] #", "instance_types"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from fractions import Fraction
 
 import pytest
@@ -9,8 +10,22 @@ import pytest
 from nim_rollouts.core.errors import GpuFit
 from nim_rollouts.core.instances import INSTANCES, fits
 from nim_rollouts.core.quantity import parse_quantity
+from rehearsal.karpenter import catalogue
 
 G5 = ["g5.2xlarge", "g5.4xlarge", "g5.8xlarge", "g5.12xlarge", "g5.16xlarge", "g5.24xlarge", "g5.48xlarge"]
+
+
+def test_what_we_know_of_a_type_is_what_the_stand_in_starts() -> None:
+    """Two sources, written apart: a slip in one of them shows."""
+    known = catalogue.load().types
+    common = INSTANCES.keys() & known.keys()
+    assert {one.partition(".")[0] for one in common} >= {"g5", "g6"}
+    for name in common:
+        ours, theirs = INSTANCES[name], known[name]
+        assert (ours.cpus, ours.memory_gib, ours.gpus) == (theirs.cpus, theirs.memory_gib, theirs.accelerators), name
+        # Ours is the careful side: what it promises, a node has.
+        for resource, amount in ours.allocatable.items():
+            assert amount <= Fraction(theirs.allocatable(300).get(resource, Decimal(0))), (name, resource)
 
 
 def test_the_blueprints_request_fits_the_large_ones_only() -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from nim_rollouts.clients.include import Include
 from nim_rollouts.core import manifests
+from nim_rollouts.core.environment import Environment, load_environment
 from nim_rollouts.core.errors import ManifestError
 from nim_rollouts.core.names import content_hash, names_for, rollout_id
 from nim_rollouts.core.nimspec import cache_spec, service_spec
@@ -40,6 +42,45 @@ def context(deployment: Deployment, templates: dict[str, str] | None = None) -> 
         rollout="run-1",
         generation=7,
     )
+
+
+OUTPUTS = {"node_role_name": "c-node", "discovery_tag": {"karpenter.sh/discovery": "c"}}
+
+
+def environment(*pools: str) -> Environment:
+    text = (INCLUDE / "environments" / "rehearsal.yaml").read_text()
+    return load_environment("rehearsal", text, "e.yaml").model_copy(update={"node_pools": list(pools)})
+
+
+def test_node_pools_get_the_clusters_role_and_tags_and_no_generation() -> None:
+    templates = Include(INCLUDE).templates()
+    pools = Include(INCLUDE).node_pools()
+    assert {"g5-gpu-karpenter", "g6-gpu-karpenter", "x86-cpu-karpenter", "inferentia-inf2", "trainium-trn1"} <= set(
+        pools
+    )
+    objects = manifests.node_pools(templates, environment(*pools), OUTPUTS)
+    assert [obj["kind"] for obj in objects] == ["EC2NodeClass", "NodePool"] * len(pools)
+    for node_class, pool in zip(objects[::2], objects[1::2], strict=True):
+        assert node_class["spec"]["role"] == "c-node"
+        for terms in ("subnetSelectorTerms", "securityGroupSelectorTerms"):
+            assert node_class["spec"][terms] == [{"tags": {"karpenter.sh/discovery": "c"}}]
+        assert node_class["spec"]["tags"]["nim-rollouts/environment"] == "rehearsal"
+        assert pool["spec"]["template"]["spec"]["nodeClassRef"]["name"] == node_class["metadata"]["name"]
+        for obj in (node_class, pool):
+            assert set(obj["metadata"]) == {"name", "labels"}, "a generation would refuse the neighbour's next run"
+            assert obj["metadata"]["labels"]["nim-rollouts/environment"] == "rehearsal"
+    assert "put-in" not in json.dumps(objects)
+    assert manifests.node_pools(templates, environment(), {}) == []
+
+
+def test_a_pool_of_another_class_is_refused() -> None:
+    file = "node-pools/g5-gpu-karpenter.yaml"
+    text = Include(INCLUDE).templates()[file]
+    wrong = text.replace("        name: g5-gpu-karpenter", "        name: other")
+    with pytest.raises(ManifestError, match="names the node class other"):
+        manifests.node_pools({file: wrong}, environment("g5-gpu-karpenter"), OUTPUTS)
+    with pytest.raises(ManifestError, match="must hold EC2NodeClass, NodePool"):
+        manifests.node_pools({file: "kind: NodePool"}, environment("g5-gpu-karpenter"), OUTPUTS)
 
 
 def test_hashes_are_canonical_and_versioned() -> None:

@@ -45,6 +45,33 @@ def test_jobs(status: dict[str, Any], expected: tuple[str, str]) -> None:
     assert said(job.judge({"Job": [obj("Job", "j", status=status)]}, "j", NOW)) == expected
 
 
+def ready(status: str, **more: str) -> dict[str, Any]:
+    return {"type": "Ready", "status": status, "reason": "x", "message": "", "observedGeneration": 1, **more}
+
+
+@pytest.mark.parametrize("kind", ["NodePool", "EC2NodeClass"])
+def test_node_pools_and_classes(kind: str) -> None:
+    def judge(*found: dict[str, Any], **parts: Any) -> Verdict:
+        return Subject(kind, "p").judge({kind: [obj(kind, "p", status={"conditions": list(found)}, **parts)]}, NOW)
+
+    assert said(judge(ready("True"))) == ("healthy", "ready")
+    assert said(judge()) == ("progressing", "node-pool-not-ready")
+    # What was found true of the generation before says nothing of this one.
+    assert said(judge(ready("True"), metadata={"generation": 2})) == ("progressing", "node-pool-not-ready")
+    why = {
+        "type": "SubnetsReady",
+        "status": "False",
+        "reason": "SubnetsNotFound",
+        "message": "did not match any Subnets",
+    }
+    wrong = judge(why, ready("False"))
+    assert said(wrong) == ("progressing", "node-pool-not-ready") and "did not match any Subnets" in wrong.message
+    assert said(wrong.overdue()) == ("stuck", "node-pool-not-ready")
+    assert f"{kind}/p SubnetsReady=False SubnetsNotFound" in wrong.overdue().evidence
+    assert said(judge(ready("True"), metadata={"deletionTimestamp": "now"})) == ("progressing", "deleting")
+    assert said(Subject(kind, "q").judge({}, NOW)) == ("gone", "deleted")
+
+
 def test_a_job_hangs_on_its_pod() -> None:
     scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes: cpu"}
     pod = obj("Pod", "j-x", metadata=owner("Job", "j"), status={"conditions": [scheduled]})
