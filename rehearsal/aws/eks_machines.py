@@ -76,6 +76,8 @@ def _launch(cluster: ClusterState, group: Any, subnet: str) -> None:
         subnet_id=subnet,
         security_group_ids=[cluster.security_group_id],
         launch_template=template,
+        # moto would make a customer's key for an encrypted disk, where AWS has one of its own.
+        block_device_mappings=[{"DeviceName": "/dev/xvdb", "Ebs": {"VolumeSize": 50, "DeleteOnTermination": True}}],
         tags={kind: {**of_template.get(kind, {}), **tags} for kind in ("instance", "volume", "network-interface")},
         client_token=str(uuid.uuid4()),
     )

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rehearsal.karpenter.catalogue import CAPACITY_TYPE_LABEL, INSTANCE_TYPE_LABEL, ZONE_LABEL
 from rehearsal.karpenter.cloud import Offering
@@ -89,7 +89,7 @@ class Provisioner:
             return None
         found = self.offers()
         means = Means(found, self._limits(), self.short())
-        plan = place(waiting, [*self._existing(), *self._in_flight()], means, self._zone_use())
+        plan = place(waiting, self._candidates(), means, self._zone_use())
         for node in plan.starts:
             claim = await world.create("NodeClaim", self._claim(node, found))
             node.claim = claim["metadata"]["name"]
@@ -118,13 +118,17 @@ class Provisioner:
         open_to = self.offers_of(claim)
         return dict(open_to[0].capacity) if open_to else {}
 
+    def _candidates(self) -> list[Candidate]:
+        existing = self._existing()
+        return [*existing, *self._in_flight({one.name for one in existing})]
+
     def _existing(self) -> list[Candidate]:
         nodes: dict[str, Candidate] = {}
         for node in self.world.all("Node"):
             meta, taints = node["metadata"], node["spec"].get("taints") or []
             labels = meta.get("labels") or {}
             unregistered = POOL_LABEL in labels and labels.get("karpenter.sh/registered") != "true"
-            if _is_leaving(node) or node["spec"].get("unschedulable") or unregistered or is_disrupted(node):
+            if unregistered or not _is_open(node):
                 continue
             lasting = [taint for taint in taints if taint["key"] not in _PASSING and not self._is_startup(node, taint)]
             free = quantities((node.get("status") or {}).get("allocatable"))
@@ -140,11 +144,15 @@ class Provisioner:
         own = (claim["spec"].get("startupTaints") or []) if claim else []
         return any(one["key"] == taint["key"] and one["effect"] == taint["effect"] for one in own)
 
-    def _in_flight(self) -> list[Candidate]:
-        """Nodes on their way, empty as they will be: pods nominated in earlier rounds are placed on them anew."""
+    def _in_flight(self, existing: Collection[str]) -> list[Candidate]:
+        """Nodes on their way, empty as they will be: pods nominated in earlier rounds are placed on them anew. A node
+        that a watch, late for a moment, does not show as registered yet counts as one, or it would be started twice."""
         found = []
         for claim in self.world.all("NodeClaim"):
-            if _is_leaving(claim) or is_true(claim, "Registered"):
+            node = self.world.node_of(claim)
+            if _is_leaving(claim) or (node is None and is_true(claim, "Registered")):
+                continue
+            if node is not None and (node["metadata"]["name"] in existing or not _is_open(node)):
                 continue
             taints = claim["spec"].get("taints") or []
             open_to = self.offerings_of(claim)
@@ -275,6 +283,11 @@ def is_disrupted(node: Obj) -> bool:
 
 def _is_leaving(obj: Obj) -> bool:
     return bool(obj["metadata"].get("deletionTimestamp"))
+
+
+def _is_open(node: Obj) -> bool:
+    """Whether a node takes new pods."""
+    return not (_is_leaving(node) or node["spec"].get("unschedulable") or is_disrupted(node))
 
 
 def _is_custom(key: str) -> bool:

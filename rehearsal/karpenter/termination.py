@@ -6,7 +6,7 @@ import asyncio
 import logging
 from datetime import UTC, datetime
 
-from rehearsal.karpenter.cloud import CLAIM_TAG
+from rehearsal.karpenter.cloud import CLAIM_TAG, POOL_TAG
 from rehearsal.karpenter.fit import tolerates
 from rehearsal.karpenter.lifecycle import delete, instance_id
 from rehearsal.karpenter.provisioner import is_disrupted, is_over
@@ -61,9 +61,14 @@ async def _node(world: World, node: Obj) -> None:
         taints = [*(node["spec"].get("taints") or []), DISRUPTED]
         await world.patch(node, {"spec": {"taints": taints}}, pinned=True)
         return
+    instance = node["spec"].get("providerID", "").rpartition("/")[2]
+    live = await asyncio.to_thread(world.cloud.instances, {POOL_TAG: ""})
+    if instance not in {one["InstanceId"] for one in live}:
+        log.info("node %s goes undrained: its instance %s has ended", node["metadata"]["name"], instance)
+        await world.remove_finalizer(node, TERMINATION)
+        return
     if not await _is_drained(world, node, claim):
         return
-    instance = node["spec"].get("providerID", "").rpartition("/")[2]
     await asyncio.to_thread(world.cloud.terminate, instance)
     log.info("node %s is drained, its instance %s ends", node["metadata"]["name"], instance)
     await world.remove_finalizer(node, TERMINATION)

@@ -15,7 +15,11 @@ from typing import Any
 from nim_rollouts.core.errors import TransientError
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators.base import RESULT, Stage
-from nim_rollouts.operators.teardown_terraform import ApproveDestroyOperator, PlanDestroyOperator, TerraformDestroyOperator
+from nim_rollouts.operators.teardown_terraform import (
+    ApproveDestroyOperator,
+    PlanDestroyOperator,
+    TerraformDestroyOperator,
+)
 from nim_rollouts.operators.terraform import TerraformApplyOperator, TerraformPlanOperator
 
 OPERATORS = {

@@ -25,7 +25,7 @@ PARTS = {
     "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "cluster-setup", "kwok",
     "aws", "nodes", "karpenter", "storage",
 }  # fmt: skip
-TIMING = {"node_start": 0.5, "node_empty": 2.0, "volume_provision": 0.1, "volume_retry_max": 2.0}
+TIMING = {"node_start": 0.5, "node_empty": 1.0, "node_batch": 0.1, "volume_provision": 0.1, "volume_retry_max": 2.0}
 GPU = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 POOL = {"instanceType": "g5-gpu-karpenter"}
 
@@ -162,10 +162,10 @@ async def test_a_pod_without_a_gpu_gets_the_cheap_shape(kube: Kube) -> None:
 
 async def test_a_pod_that_no_shape_holds_is_told_why(kube: Kube) -> None:
     await create(kube, pod("untolerated", {"nvidia.com/gpu": "1"}))
-    await create(kube, pod("large", {"nvidia.com/gpu": "8"}, tolerations=[GPU]))
+    await create(kube, pod("large", {"nvidia.com/gpu": "9"}, tolerations=[GPU]))
     told = await until(lambda: messages(kube, "large", "FailedScheduling", "karpenter"))
     assert 'incompatible with nodepool "g5-gpu-karpenter"' in told[0]
-    assert 'no instance type satisfied resources {"nvidia.com/gpu":"8","pods":"1"}' in told[0]
+    assert 'no instance type satisfied resources {"nvidia.com/gpu":"9","pods":"1"}' in told[0]
     told = await until(lambda: messages(kube, "untolerated", "FailedScheduling", "karpenter"))
     assert "did not tolerate nvidia.com/gpu:NoSchedule" in told[0]
     assert await kube.list("/api/v1/nodes") == []
@@ -184,6 +184,7 @@ async def test_limits_of_a_pool_are_kept_and_told(kube: Kube) -> None:
     await until(home(kube, "cpu"))
 
 
+@pytest.mark.slow
 async def test_a_node_class_that_finds_nothing_is_told_and_its_pool_is_not_used(kube: Kube) -> None:
     name = "/apis/karpenter.k8s.aws/v1/ec2nodeclasses/x86-cpu-karpenter"
     good = (await kube.get(name))["spec"]["subnetSelectorTerms"]
@@ -203,6 +204,7 @@ async def test_a_node_class_that_finds_nothing_is_told_and_its_pool_is_not_used(
     await until(home(kube, "cpu"))
 
 
+@pytest.mark.slow
 async def test_without_karpenter_nothing_lets_go_of_what_it_made(plane: Plane, r: Rehearsal, kube: Kube) -> None:
     await create(kube, pod("cpu"))
     node = path_of("v1", "Node", None, await until(home(kube, "cpu")))
@@ -220,6 +222,7 @@ async def test_without_karpenter_nothing_lets_go_of_what_it_made(plane: Plane, r
     assert instances(r) == {}
 
 
+@pytest.mark.slow
 async def test_a_node_whose_instance_is_ended_from_outside_goes(r: Rehearsal, kube: Kube) -> None:
     await create(kube, pod("cpu"))
     first = await until(home(kube, "cpu"))
@@ -234,6 +237,7 @@ async def test_a_node_whose_instance_is_ended_from_outside_goes(r: Rehearsal, ku
     assert identifier not in instances(r)
 
 
+@pytest.mark.slow
 async def test_what_is_not_to_be_disturbed_stays(kube: Kube) -> None:
     await create(kube, pod("cpu"))
     node = path_of("v1", "Node", None, await until(home(kube, "cpu")))

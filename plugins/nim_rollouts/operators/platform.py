@@ -24,7 +24,7 @@ class ClusterAccessOperator(StageOperator):
 
 
 class ApplyPlatformOperator(StageOperator):
-    """The storage class on the environment's file system, the node pools, the deployment's namespace, a probe."""
+    """Storage class on the file system, node pools, the deployment's namespace, and a probe of the storage."""
 
     claim_scopes = ("deployment", "environment")
 
