@@ -108,6 +108,7 @@ class Ground:
             "store": {"kind": "s3", "bucket": STORE, "prefix": "ledger"},
             "terraform": {"root": root, "state": {"bucket": STATE, "key": key(name)}, "variables": variables},
             "addons": [],
+            "node_pools": [],
         }
         (self.include / "environments" / f"{name}.yaml").write_text(yaml.safe_dump(text))
 

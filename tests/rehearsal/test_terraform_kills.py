@@ -19,7 +19,7 @@ from tests.rehearsal.terraform_kills import STATE, Ground, Moment, key, moments
 
 pytestmark = pytest.mark.skipif(shutil.which("terraform") is None, reason="terraform is not installed")
 
-APPLY, DESTROY = ["terraform_plan", "terraform_apply"], ["terraform_destroy"]
+APPLY, DESTROY = ["terraform_plan", "terraform_apply"], ["plan_destroy", "terraform_destroy"]
 KILLS = 10
 #: Who is killed at each moment. A terraform without its worker goes on; a worker without its terraform says so.
 VICTIMS = ["both", "terraform", "worker", "both", "terraform", "both", "worker", "both", "terraform", "both"]
@@ -90,7 +90,7 @@ def life(ground: Ground, name: str, apply: Moment, destroy: Callable[[], Moment]
     ground.converge(name, APPLY[1:])
     whole(ground, name)
     ground.kill(name, DESTROY, destroy(), victims)
-    ground.converge(name, DESTROY)
+    ground.converge(name, DESTROY[1:])
     gone(ground.r, name)
 
 
