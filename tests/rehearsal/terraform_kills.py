@@ -42,12 +42,9 @@ class Moment:
 
 def moments(lines: Sequence[str], count: int) -> list[Moment]:
     """From the event stream of a clean apply or destroy: its first start, its last completion, the last event before
-    its slowest step is done, and for the rest events at equal distances, starts and completions alike."""
-    events = [
-        event
-        for event in map(json.loads, lines)
-        if event["type"] in ("apply_start", "apply_complete", "apply_progress")
-    ]
+    its slowest step is done, and for the rest events at equal distances, starts and completions alike. What terraform
+    says of a step that takes long is left out: it says it only where it does."""
+    events = [event for event in map(json.loads, lines) if event["type"] in ("apply_start", "apply_complete")]
     found = [Moment(event["type"], event["hook"]["resource"]["addr"]) for event in events]
     done = [event for event in events if event["type"] == "apply_complete"]
     slowest = events.index(max(done, key=lambda event: float(event["hook"]["elapsed_seconds"])))
