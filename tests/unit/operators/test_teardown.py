@@ -14,7 +14,7 @@ from nim_rollouts.core.errors import (
 )
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators import teardown, teardown_addons, teardown_nodes, teardown_platform, teardown_terraform
-from tests.unit.operators.conftest import OURS, World, obj, run
+from tests.unit.operators.conftest import DEPLOYMENT, OURS, World, obj, run
 
 
 def test_services_go_before_caches_and_only_ours(down: World) -> None:
@@ -41,6 +41,18 @@ def test_volumes_that_an_earlier_run_left_are_waited_for(down: World) -> None:
     spec = {"claimRef": {"namespace": "nim-service", "name": "gone-pvc"}, "storageClassName": "efs-sc-dynamic"}
     down.cluster.put(obj("PersistentVolume", "pv-1", spec=spec))
     assert [one["name"] for one in run(down, teardown.DeleteCachesOperator, "delete_caches")["removed"]] == ["pv-1"]
+
+
+def test_of_one_deployment_the_volumes_of_a_longer_name_are_not_waited_for(down: World) -> None:
+    claims = {"mine": f"{DEPLOYMENT}-0123abcd-pvc", "probe": f"{DEPLOYMENT}-probe-0123abcd-x7k2p-data",
+              "longer": f"{DEPLOYMENT}-int4-0123abcd-pvc", "other": "another-0123abcd-pvc"}  # fmt: skip
+    for name, claim in claims.items():
+        spec = {"claimRef": {"namespace": "nim-service", "name": claim}, "storageClassName": "efs-sc-dynamic"}
+        down.cluster.put(obj("PersistentVolume", name, spec=spec))
+    operator = teardown.DeleteCachesOperator(task_id="delete_caches")
+    operator.deployment = DEPLOYMENT
+    facts = operator.run(down.stage("delete_caches", deployment=""))
+    assert {one["name"] for one in facts["removed"]} == {"my-nimcache", "mine", "probe"}
 
 
 def test_an_interrupted_try_is_not_forgotten(down: World) -> None:
