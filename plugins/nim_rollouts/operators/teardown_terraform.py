@@ -51,7 +51,8 @@ class PlanDestroyOperator(TerraformPlanOperator):
 
 class ApproveDestroyOperator(ApprovePlanOperator):
     """The environment's name, typed into the form, is the approval: kept under the plan's checksum with who typed it.
-    The policy `always` asks besides."""
+    The policy `always` asks besides; so does any but `never` where who typed it may not approve a plan: it is none of
+    the `approvers`, or `four_eyes` wants another."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("plan_stage", DESTROY_PLAN_STAGE)
@@ -64,7 +65,16 @@ class ApproveDestroyOperator(ApprovePlanOperator):
         typed = stage.session.facts("validate")["confirmed"]
         if asked.policy == ALWAYS or typed != stage.session.environment.name:
             return asked
+        if asked.needed and not self._may_approve(stage):
+            return asked
         return replace(asked, needed=False, why=f'"{typed}" was typed into the form to confirm it')
+
+    @staticmethod
+    def _may_approve(stage: Stage) -> bool:
+        """Whether who typed the name could have answered the question as well."""
+        policies = stage.session.environment.policies
+        named = not policies.approvers or stage.session.request.triggered_by in policies.approvers
+        return named and not policies.four_eyes
 
     @staticmethod
     def _keep(

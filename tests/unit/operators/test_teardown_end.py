@@ -118,6 +118,32 @@ def test_the_typed_name_approves_the_plan_of_the_destruction_and_is_kept_with_wh
     assert kept.changes == [["aws_vpc.this", "delete"]]
 
 
+@pytest.mark.parametrize(
+    ("policies", "asks"),
+    [
+        ({"approvers": ["grace"]}, True),
+        ({"approvers": ["grace", "ada"]}, False),
+        ({"four_eyes": True}, True),
+        ({"four_eyes": True, "approval": "never"}, False),
+    ],
+)
+def test_who_may_not_approve_a_plan_does_not_approve_a_destruction_by_typing(
+    down: World, monkeypatch: pytest.MonkeyPatch, policies: dict[str, Any], asks: bool
+) -> None:
+    planned(down, "aws_vpc.this")
+
+    def ask(self: Any, stage: Any, question: Any) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(teardown_terraform.ApproveDestroyOperator, "_ask", ask)
+    if not asks:
+        assert approve(down, **policies)["declined"] is False
+        return
+    with pytest.raises(TimeoutError):
+        approve(down, **policies)
+    assert read_answer(down.session().store, ENVIRONMENT, "sum1") is None
+
+
 def test_the_policy_always_asks_besides(down: World, monkeypatch: pytest.MonkeyPatch) -> None:
     planned(down, "aws_vpc.this")
     asked: list[Any] = []
