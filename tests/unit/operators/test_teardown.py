@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
 
+from nim_rollouts.core.addons import ADDON_LABEL
 from nim_rollouts.core.errors import (
     ClusterMissing,
     ClusterUnavailable,
@@ -83,6 +84,27 @@ def test_a_namespace_where_others_live_stays(down: World) -> None:
     del down.cluster.objects["Pod", "nim-service", "a-neighbour"]
     facts = run(down, teardown_platform.DeleteNamespacesOperator, "delete_namespaces")
     assert [one["name"] for one in facts["removed"]] == ["nim-service"]
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "CronJob", "Service"])
+def test_a_namespace_where_somebody_lives_who_runs_nothing_now_stays(down: World, kind: str) -> None:
+    down.cluster.put(obj("Namespace", "nim-service", labels=OURS))
+    for key in [key for key in down.cluster.objects if key[0] == "Service"]:
+        del down.cluster.objects[key]
+    down.cluster.put(obj(kind, "asleep", "nim-service"))
+    with pytest.raises(LeftoversFound, match=f"{kind}/asleep"):
+        run(down, teardown_platform.DeleteNamespacesOperator, "delete_namespaces")
+    assert ("Namespace", None, "nim-service") in down.cluster.objects
+
+
+def test_the_key_goes_also_where_the_namespace_stays(down: World) -> None:
+    down.cluster.put(obj("Namespace", "theirs"))
+    down.cluster.put(obj("Secret", "ngc-api-secret", "theirs", OURS))
+    down.cluster.put(obj("Secret", "grafana", "monitoring", {**OURS, ADDON_LABEL: "monitoring.stack"}))
+    down.cluster.put(obj("Secret", "somebody-elses", "theirs"))
+    run(down, teardown_platform.DeleteNamespacesOperator, "delete_namespaces")
+    left = {name for kind, _, name in down.cluster.objects if kind in ("Secret", "Namespace")}
+    assert left == {"theirs", "grafana", "somebody-elses"}
 
 
 def test_one_deployment_alone_leaves_the_platform(down: World) -> None:
