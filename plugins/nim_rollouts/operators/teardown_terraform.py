@@ -111,6 +111,7 @@ class VerifyGoneOperator(InventoryOperator):
 
     claim_scopes: ClassVar[tuple[str, ...]] = ("environment",)
     reads_only: ClassVar[bool] = False
+    work: ClassVar[str | None] = None
 
     def run(self, stage: Stage) -> Facts:
         """Empty is success; leftovers are listed; not being able to look is neither."""

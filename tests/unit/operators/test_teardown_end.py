@@ -15,7 +15,7 @@ from nim_rollouts.core.errors import (
 )
 from nim_rollouts.core.inventory import Finding, Inventory, Unseen
 from nim_rollouts.hooks.inventory import networks
-from nim_rollouts.operators import teardown_terraform
+from nim_rollouts.operators import inventory, teardown_terraform
 from tests.unit.operators.conftest import ENVIRONMENT, World, run
 
 LEFT = Finding("EFS file system", "fs-1", "", ("tag nim-rollouts/environment",), "us (terraform)", (), "", going=False)
@@ -62,12 +62,29 @@ def test_what_cannot_be_seen_is_no_success(down: World, gone: Any) -> None:
 def test_a_state_that_cannot_be_read_hides_nothing_of_aws(
     down: World, gone: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreadable(self: Any, stage: Any) -> Any:
+    def unreadable(self: Any, stage: Any, purpose: str | None = None) -> Any:
         raise TerraformUnavailable("the state is locked")
 
     monkeypatch.setattr(teardown_terraform.VerifyGoneOperator, "terraform", unreadable)
     with pytest.raises(LeftoversFound, match="fs-1.*terraform state: it cannot be read: the state is locked"):
         gone([], (LEFT,))
+
+
+def test_an_inventory_without_a_claim_works_in_a_folder_of_its_own(
+    down: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a deploy's terraform, whose import blocks and left state lie in the environment's own folder."""
+    folders: list[str] = []
+
+    def opened(environment: Any, include: Any, say: Any, *, purpose: str = "terraform") -> Any:
+        folders.append(purpose)
+        return SimpleNamespace(init=lambda backend: None, state_list=list)
+
+    monkeypatch.setattr("nim_rollouts.hooks.infrastructure.open_terraform", opened)
+    monkeypatch.setattr("nim_rollouts.hooks.inventory.take", lambda environment, store, say: Inventory((), (), ()))
+    run(down, inventory.InventoryOperator, "look")
+    run(down, teardown_terraform.VerifyGoneOperator, "verify_gone")
+    assert folders == ["inventory", "terraform"]
 
 
 def test_destroy_remembers_the_network_and_names_what_holds_it(
