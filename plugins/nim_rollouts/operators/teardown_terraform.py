@@ -103,7 +103,12 @@ class TerraformDestroyOperator(TerraformApplyOperator):
 
     def plan(self, stage: Stage, terraform: Terraform) -> PlanSummary:
         """What is left to destroy."""
-        return _plan(stage, terraform)
+        from nim_rollouts.hooks import interrupted
+
+        found = _plan(stage, terraform)
+        if not found.has_changes:
+            interrupted.over(stage.session)  # our own destruction had come to its end after all
+        return found
 
 
 class VerifyGoneOperator(InventoryOperator):

@@ -112,6 +112,24 @@ def test_destroy_remembers_the_network_and_names_what_holds_it(
     assert networks(session.environment, session.store) == ["vpc-00000001"]
 
 
+def test_a_destruction_that_was_killed_after_its_last_step_leaves_no_mark(
+    down: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next deploy would look all over AWS for what an apply of long ago may have made."""
+    from nim_rollouts.hooks import interrupted
+
+    left = [SimpleNamespace(has_changes=True), SimpleNamespace(has_changes=False)]
+    monkeypatch.setattr(teardown_terraform, "_plan", lambda stage, terraform: left.pop(0))
+    stage = down.stage("terraform_destroy", deployment="")
+    with pytest.raises(KeyboardInterrupt), interrupted.applying(stage.session, "sum1"):
+        raise KeyboardInterrupt
+    destroy = teardown_terraform.TerraformDestroyOperator(task_id="terraform_destroy")
+    destroy.plan(stage, SimpleNamespace())  # type: ignore[arg-type]
+    assert interrupted.interrupted(stage.session), "something is left to destroy"
+    destroy.plan(stage, SimpleNamespace())  # type: ignore[arg-type]
+    assert interrupted.interrupted(stage.session) is None
+
+
 def planned(down: World, *changes: str, checksum: str = "sum1") -> None:
     facts = {"checksum": checksum, "changes": [[address, "delete"] for address in changes], "plan_key": "x"}
     down.session(deployment="").ledger.record("plan_destroy", 1, "result", facts)
