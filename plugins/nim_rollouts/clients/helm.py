@@ -157,8 +157,12 @@ class Helm:
         return self._go_back(addon, wanted.revision, wait_s)
 
     def uninstall(self, addon: Addon, *, wait_s: float = 120) -> bool:
-        """Remove the release and wait until its objects are gone; False when it was not installed. CRDs stay."""
-        if self.status(addon) is None:
+        """Remove the release and wait until its objects are gone; False when it was not installed, or when none of its
+        revisions is ours: then somebody else's release has the name, and stays. CRDs stay."""
+        known = self.history(addon)
+        if not any(one.chart_digest for one in known):
+            if known:
+                log.warning("release %s in %s is somebody else's: it stays", addon.name, addon.namespace)
             return False
         arguments = ["uninstall", addon.name, "--ignore-not-found", "--wait", "--timeout", f"{int(wait_s)}s"]
         try:

@@ -46,6 +46,18 @@ def is_released(obj: Object, addon: Addon) -> bool:
     return (marks.get(_RELEASE), marks.get(_RELEASE_NAMESPACE)) == (addon.name, addon.namespace)
 
 
+def ours_to_remove(found: list[Object], addon: Addon, *, uninstalled: bool) -> list[Object]:
+    """Of these CRDs those that go with the release: all, where it was there; else, after an earlier try or where it
+    never was installed, only those that carry its mark. What somebody else has installed stays."""
+    return [
+        one
+        for one in found
+        if uninstalled
+        or (one["metadata"].get("labels") or {}).get(ADDON_LABEL) == addon.label
+        or is_released(one, addon)
+    ]
+
+
 def goes_with(obj: Object, addon: Addon) -> bool:
     """True for what the release brings along, and for what its programs have made and nobody has to let go of."""
     metadata = obj["metadata"]
@@ -83,6 +95,7 @@ def remove(cluster: Cluster, helm: Helm, addon: Addon, *, wait_s: float = 120) -
     uninstalled = helm.uninstall(addon, wait_s=wait_s)
     refuse_in_use(cluster, addon, found)  # one that came meanwhile would lose its kind, and with it its finalizer
     remove_secrets(cluster, addon)
+    found = ours_to_remove(found, addon, uninstalled=uninstalled)
     for one in found:
         cluster.delete(one, uid=one["metadata"]["uid"])
     _wait_gone(cluster, [one["metadata"]["name"] for one in found], wait_s)

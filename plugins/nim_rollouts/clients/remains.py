@@ -118,7 +118,7 @@ def _points_of(efs: Any, file_system: str) -> Iterator[dict[str, Any]]:
 
 
 def _is_of(cluster: str, tags: dict[str, str]) -> bool:
-    return tags.get(_CONTROLLER) == cluster or _CLASSIC.format(cluster) in tags
+    return tags.get(_CONTROLLER) == cluster or tags.get(_CLASSIC.format(cluster)) == "owned"
 
 
 def _for(described: dict[str, Any]) -> str:

@@ -37,6 +37,11 @@ def rollout_id(run_id: str) -> str:
     return f"{stem}-{digest}" if stem else f"run-{digest}"
 
 
+def is_claim_of(deployment: str, claim: str) -> bool:
+    """True for the name of a claim of one of the deployment's caches, or of one of its storage probes."""
+    return re.fullmatch(rf"{re.escape(deployment)}-([0-9a-f]{{8}}-pvc|probe-[0-9a-f]{{8}}-.+)", claim) is not None
+
+
 @dataclass(frozen=True)
 class Names:
     """Every name of one rollout of one deployment."""

@@ -48,6 +48,11 @@ def interrupted(session: Session) -> dict[str, Any] | None:
     return json.loads(found) if found is not None else None
 
 
+def over(session: Session) -> None:
+    """Nothing is left to do of what was interrupted."""
+    session.store.delete(_key(session.environment))
+
+
 def plan(terraform: Terraform, session: Session, say: Say, *, explain: bool | None = None) -> PlanSummary:
     """The plan; after an interrupted apply with what that has made taken over, instead of made again.
 
@@ -61,7 +66,7 @@ def plan(terraform: Terraform, session: Session, say: Say, *, explain: bool | No
     say(f"an apply of the run {mark['run_id']} did not come to its end: looking for what it has made")
     found = _adoption(terraform, session, say).plan()
     if not found.has_changes:
-        session.store.delete(_key(session.environment))  # nothing is missing: it had come to its end after all
+        over(session)  # nothing is missing: it had come to its end after all
     return found
 
 
@@ -72,7 +77,7 @@ def settle(terraform: Terraform, session: Session, say: Say) -> None:
         return
     say(f"an apply of the run {mark['run_id']} did not come to its end: looking for what it has made")
     _adoption(terraform, session, say).settle()
-    session.store.delete(_key(session.environment))
+    over(session)
 
 
 def _adoption(terraform: Terraform, session: Session, say: Say) -> Adoption:

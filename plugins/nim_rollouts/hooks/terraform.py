@@ -129,6 +129,11 @@ class KeptPlans:
         """Whether a try has begun to apply it."""
         return self.store.get(f"{self._key(checksum)}.begun.json") is not None
 
+    def is_rest(self, checksum: str, of: str) -> bool:
+        """Whether a try has begun to apply it as what was left to do of another plan."""
+        content = self.store.get(f"{self._key(checksum)}.begun.json") if checksum else None
+        return content is not None and json.loads(content).get("rest_of") == of
+
     def begin(self, checksum: str, facts: Mapping[str, Any]) -> None:
         """Write down that a try begins, before it does."""
         self.store.put(f"{self._key(checksum)}.begun.json", json.dumps(dict(facts)).encode())

@@ -25,6 +25,9 @@ class InventoryOperator(TerraformStage):
 
     claim_scopes: ClassVar[tuple[str, ...]] = ()
     reads_only: ClassVar[bool] = True
+    #: terraform's work folder. Without the environment's claim another task's terraform may be at work in its own: what
+    #: that one has written there (import blocks, a state to bring home) is not to be touched.
+    work: ClassVar[str | None] = "inventory"
 
     def __init__(self, *, must_be_empty: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -55,7 +58,7 @@ class InventoryOperator(TerraformStage):
         from nim_rollouts.core.inventory import STATE, Unseen, in_state
 
         try:
-            addresses = self.terraform(stage).state_list()
+            addresses = self.terraform(stage, purpose=self.work).state_list()
         except NimRolloutsError as error:
             unseen = Unseen(STATE, f"it cannot be read: {error.message}")
             stage.log.warning("not seen: %s", unseen.text())

@@ -182,7 +182,10 @@ class DeleteCachesOperator(DeletingOperator):
     def _volumes(self, stage: Stage, cluster: Cluster, caches: list[Object]) -> list[Object]:
         """The volumes of the caches' claims, and of those that an earlier, interrupted run took away: by the
         environment's storage class. Somebody else's volume of that class holds a teardown of the platform up, and
-        should: its data lies on the file system that would be destroyed."""
+        should: its data lies on the file system that would be destroyed. With one deployment alone those of another
+        whose name merely begins like its name are not concerned."""
+        from nim_rollouts.core.names import is_claim_of
+
         claims = {
             (one["metadata"]["namespace"], (one.get("status") or {}).get("pvc") or f"{one['metadata']['name']}-pvc")
             for one in caches
@@ -194,7 +197,7 @@ class DeleteCachesOperator(DeletingOperator):
             if (namespace, claim) in claims:
                 return True
             of_class = (volume.get("spec") or {}).get("storageClassName") == ours
-            return of_class and (not self.deployment or str(claim).startswith(f"{self.deployment}-"))
+            return of_class and (not self.deployment or is_claim_of(self.deployment, str(claim)))
 
         return [one for one in cluster.list("v1", "PersistentVolume") if concerned(one)]
 

@@ -41,10 +41,11 @@ class UninstallAddonsOperator(DeletingOperator):
             definitions = helm_crds.definitions(cluster, addon)
             helm_crds.refuse_in_use(cluster, addon, definitions)
             stage.check_claims()
-            if helm.uninstall(addon, wait_s=stage.session.environment.budgets.delete_s):
+            if was_there := helm.uninstall(addon, wait_s=stage.session.environment.budgets.delete_s):
                 uninstalled.append(addon.name)
                 stage.log.info("release %s uninstalled", addon.name)
             helm_crds.remove_secrets(cluster, addon)
+            definitions = helm_crds.ours_to_remove(definitions, addon, uninstalled=was_there)
             gone += [one["metadata"]["name"] for one in definitions]
             self._delete_definitions(stage, cluster, addon, definitions)
         return {"uninstalled": uninstalled, "crds": gone}

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nim_rollouts.clients.resources import api_version_of
+from nim_rollouts.core.addons import ADDON_LABEL
 from nim_rollouts.core.errors import LeftoversFound
 from nim_rollouts.core.teardown import Scope
 from nim_rollouts.operators.base import Facts, Stage
@@ -19,7 +21,11 @@ _ALB = "ingress.k8s.aws/alb"
 
 
 class DeleteNamespacesOperator(DeletingOperator):
-    """The namespaces that deployments of this environment lived in, if nothing else lives there."""
+    """The namespaces that deployments of this environment lived in, if nothing else lives there; and the Secrets with
+    the NGC key, also those in a namespace that was there before us, and stays."""
+
+    #: What tells that somebody lives there, though nothing of it may run now.
+    _INHABITANTS = ("Deployment", "StatefulSet", "DaemonSet", "CronJob", "Service")
 
     def run(self, stage: Stage) -> Facts:
         """Delete and wait; skipped, with all that follows, when one deployment alone was to go."""
@@ -34,18 +40,29 @@ class DeleteNamespacesOperator(DeletingOperator):
             return {"removed": []}
         found = cluster.list("v1", "Namespace", label_selector=self.selector(stage))
         for namespace in found:
-            self._refuse_inhabited(cluster, namespace["metadata"]["name"])
-        removed = self.delete(stage, cluster, found)
+            self._refuse_inhabited(cluster, namespace["metadata"]["name"], wanted(self.selector(stage)))
+        # An add-on's Secrets go after it.
+        secrets = [
+            one
+            for one in cluster.list("v1", "Secret", label_selector=self.selector(stage))
+            if ADDON_LABEL not in one["metadata"]["labels"]
+        ]
+        removed = self.delete(stage, cluster, [*secrets, *found])
         wait_gone(stage, [subject_of(one) for one in found], stage.session.environment.budgets.delete_s)
         return {"removed": removed}
 
-    @staticmethod
-    def _refuse_inhabited(cluster: Cluster, namespace: str) -> None:
+    @classmethod
+    def _refuse_inhabited(cls, cluster: Cluster, namespace: str, ours: dict[str, str]) -> None:
+        there = [one for kind in ("Pod", "PersistentVolumeClaim") for one in cluster.list("v1", kind, namespace)]
+        # What has an owner goes or stays with it.
+        there += [
+            one
+            for kind in cls._INHABITANTS
+            for one in cluster.list(api_version_of(kind), kind, namespace)
+            if not one["metadata"].get("ownerReferences") and not has(one, ours)
+        ]
         left = [
-            f"{kind}/{one['metadata']['name']}"
-            for kind in ("Pod", "PersistentVolumeClaim")
-            for one in cluster.list("v1", kind, namespace)
-            if not one["metadata"].get("deletionTimestamp")
+            f"{one['kind']}/{one['metadata']['name']}" for one in there if not one["metadata"].get("deletionTimestamp")
         ]
         if left:
             raise LeftoversFound(
@@ -79,8 +96,8 @@ class FreeNetworkOperator(DeletingOperator):
         if cluster is None:
             return {"removed": []}
         found = [*self._services(cluster), *self._ingresses(cluster)]
-        wanted = dict(one.split("=") for one in self.selector(stage).split(","))
-        ours = [one for one in found if wanted.items() <= (one["metadata"].get("labels") or {}).items()]
+        labels = wanted(self.selector(stage))
+        ours = [one for one in found if has(one, labels)]
         addons = stage.session.environment.addons
         released = [one for one in found if one not in ours and any(is_released(one, addon) for addon in addons)]
         others = [one for one in found if one not in ours and one not in released]
@@ -118,3 +135,13 @@ class FreeNetworkOperator(DeletingOperator):
             )
 
         return [one for one in cluster.list(INGRESS_API, "Ingress") if is_concerned(one)]
+
+
+def wanted(selector: str) -> dict[str, str]:
+    """The labels of a selector of equalities."""
+    return dict(one.split("=") for one in selector.split(","))
+
+
+def has(obj: Object, labels: dict[str, str]) -> bool:
+    """True when the object carries all of them."""
+    return labels.items() <= (obj["metadata"].get("labels") or {}).items()

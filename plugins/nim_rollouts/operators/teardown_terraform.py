@@ -51,7 +51,8 @@ class PlanDestroyOperator(TerraformPlanOperator):
 
 class ApproveDestroyOperator(ApprovePlanOperator):
     """The environment's name, typed into the form, is the approval: kept under the plan's checksum with who typed it.
-    The policy `always` asks besides."""
+    The policy `always` asks besides; so does any but `never` where who typed it may not approve a plan: it is none of
+    the `approvers`, or `four_eyes` wants another."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("plan_stage", DESTROY_PLAN_STAGE)
@@ -64,7 +65,16 @@ class ApproveDestroyOperator(ApprovePlanOperator):
         typed = stage.session.facts("validate")["confirmed"]
         if asked.policy == ALWAYS or typed != stage.session.environment.name:
             return asked
+        if asked.needed and not self._may_approve(stage):
+            return asked
         return replace(asked, needed=False, why=f'"{typed}" was typed into the form to confirm it')
+
+    @staticmethod
+    def _may_approve(stage: Stage) -> bool:
+        """Whether who typed the name could have answered the question as well."""
+        policies = stage.session.environment.policies
+        named = not policies.approvers or stage.session.request.triggered_by in policies.approvers
+        return named and not policies.four_eyes
 
     @staticmethod
     def _keep(
@@ -93,7 +103,12 @@ class TerraformDestroyOperator(TerraformApplyOperator):
 
     def plan(self, stage: Stage, terraform: Terraform) -> PlanSummary:
         """What is left to destroy."""
-        return _plan(stage, terraform)
+        from nim_rollouts.hooks import interrupted
+
+        found = _plan(stage, terraform)
+        if not found.has_changes:
+            interrupted.over(stage.session)  # our own destruction had come to its end after all
+        return found
 
 
 class VerifyGoneOperator(InventoryOperator):
@@ -101,6 +116,7 @@ class VerifyGoneOperator(InventoryOperator):
 
     claim_scopes: ClassVar[tuple[str, ...]] = ("environment",)
     reads_only: ClassVar[bool] = False
+    work: ClassVar[str | None] = None
 
     def run(self, stage: Stage) -> Facts:
         """Empty is success; leftovers are listed; not being able to look is neither."""

@@ -195,7 +195,11 @@ class RootApplyOperator(RootOperator):
         self.log.info("this plan was applied before, in part or whole: planning again")
         marks = hook.kept.left(seen.checksum)
         noted = (terraform.left(), terraform.brought_home)
-        marks |= {(one.lineage, one.serial) for one in noted if one and one.checksum in (seen.checksum, "")}
+        marks |= {
+            (one.lineage, one.serial)
+            for one in noted
+            if one and (one.checksum in (seen.checksum, "") or hook.kept.is_rest(one.checksum, seen.checksum))
+        }
         plan = terraform.plan(self.values(), seen.destruction)
         base = (seen.lineage, seen.serial or 0)
         now = (plan.lineage, plan.serial or 0)
@@ -205,7 +209,7 @@ class RootApplyOperator(RootOperator):
             raise planning.plan_changed(beyond)
         if not plan.has_changes:
             return {"checksum": seen.checksum, "changed": False, "summary": plan.text()}
-        self._begin(context, hook, plan)
+        self._begin(context, hook, plan, rest_of=seen.checksum)
         return self._apply(hook, terraform, plan, None, seen.checksum)
 
     def _apply(
@@ -220,10 +224,16 @@ class RootApplyOperator(RootOperator):
         return applied.as_facts() | {"checksum": checksum, "changed": applied.changed, "summary": applied.text()}
 
     @staticmethod
-    def _begin(context: Any, hook: TerraformHook, plan: PlanSummary) -> None:
+    def _begin(context: Any, hook: TerraformHook, plan: PlanSummary, rest_of: str = "") -> None:
         from nim_rollouts.clients.terraform_locks import this_worker
 
-        facts = {"run_id": context["ti"].run_id, "lineage": plan.lineage, "serial": plan.serial, **this_worker()}
+        facts = {
+            "run_id": context["ti"].run_id,
+            "rest_of": rest_of,
+            "lineage": plan.lineage,
+            "serial": plan.serial,
+            **this_worker(),
+        }
         hook.kept.begin(plan.checksum, facts)
 
 

@@ -180,3 +180,16 @@ def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_release_of_somebody_else_is_not_uninstalled(include: Include) -> None:
+    seen = include.repository / "seen"
+    one, cluster = helm(include, f'echo "$1" >> {seen}')
+    theirs = {"version": "1", "status": "deployed"}
+    cluster.secrets = [{"metadata": {"labels": theirs}}]
+    assert one.uninstall(ADDON) is False
+    assert not seen.exists(), "Helm is not even started"
+    # Once an upgrade of ours has taken it over, it is ours.
+    cluster.secrets.append({"metadata": {"labels": {**theirs, "version": "2", CHART_LABEL: "ab"}}})
+    assert one.uninstall(ADDON) is True
+    assert seen.read_text().split() == ["uninstall"]

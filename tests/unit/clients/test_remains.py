@@ -87,6 +87,8 @@ def test_load_balancers_of_either_controller_and_their_interfaces() -> None:
     for name, tag in (
         ("alb", {"Key": "elbv2.k8s.aws/cluster", "Value": CLUSTER}),
         ("foreign", {"Key": "elbv2.k8s.aws/cluster", "Value": "other"}),
+        # Somebody else's, which the cluster may use: it goes with no object of ours.
+        ("shared", {"Key": f"kubernetes.io/cluster/{CLUSTER}", "Value": "shared"}),
     ):
         stack = {"Key": "ingress.k8s.aws/stack", "Value": "models/public"}
         elbv2.create_load_balancer(Name=name, Subnets=subnets, Tags=[tag, stack], Type="application")

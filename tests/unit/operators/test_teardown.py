@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
 
+from nim_rollouts.core.addons import ADDON_LABEL
 from nim_rollouts.core.errors import (
     ClusterMissing,
     ClusterUnavailable,
@@ -14,7 +15,7 @@ from nim_rollouts.core.errors import (
 )
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators import teardown, teardown_addons, teardown_nodes, teardown_platform, teardown_terraform
-from tests.unit.operators.conftest import OURS, World, obj, run
+from tests.unit.operators.conftest import DEPLOYMENT, OURS, World, obj, run
 
 
 def test_services_go_before_caches_and_only_ours(down: World) -> None:
@@ -41,6 +42,18 @@ def test_volumes_that_an_earlier_run_left_are_waited_for(down: World) -> None:
     spec = {"claimRef": {"namespace": "nim-service", "name": "gone-pvc"}, "storageClassName": "efs-sc-dynamic"}
     down.cluster.put(obj("PersistentVolume", "pv-1", spec=spec))
     assert [one["name"] for one in run(down, teardown.DeleteCachesOperator, "delete_caches")["removed"]] == ["pv-1"]
+
+
+def test_of_one_deployment_the_volumes_of_a_longer_name_are_not_waited_for(down: World) -> None:
+    claims = {"mine": f"{DEPLOYMENT}-0123abcd-pvc", "probe": f"{DEPLOYMENT}-probe-0123abcd-x7k2p-data",
+              "longer": f"{DEPLOYMENT}-int4-0123abcd-pvc", "other": "another-0123abcd-pvc"}  # fmt: skip
+    for name, claim in claims.items():
+        spec = {"claimRef": {"namespace": "nim-service", "name": claim}, "storageClassName": "efs-sc-dynamic"}
+        down.cluster.put(obj("PersistentVolume", name, spec=spec))
+    operator = teardown.DeleteCachesOperator(task_id="delete_caches")
+    operator.deployment = DEPLOYMENT
+    facts = operator.run(down.stage("delete_caches", deployment=""))
+    assert {one["name"] for one in facts["removed"]} == {"my-nimcache", "mine", "probe"}
 
 
 def test_an_interrupted_try_is_not_forgotten(down: World) -> None:
@@ -71,6 +84,27 @@ def test_a_namespace_where_others_live_stays(down: World) -> None:
     del down.cluster.objects["Pod", "nim-service", "a-neighbour"]
     facts = run(down, teardown_platform.DeleteNamespacesOperator, "delete_namespaces")
     assert [one["name"] for one in facts["removed"]] == ["nim-service"]
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "CronJob", "Service"])
+def test_a_namespace_where_somebody_lives_who_runs_nothing_now_stays(down: World, kind: str) -> None:
+    down.cluster.put(obj("Namespace", "nim-service", labels=OURS))
+    for key in [key for key in down.cluster.objects if key[0] == "Service"]:
+        del down.cluster.objects[key]
+    down.cluster.put(obj(kind, "asleep", "nim-service"))
+    with pytest.raises(LeftoversFound, match=f"{kind}/asleep"):
+        run(down, teardown_platform.DeleteNamespacesOperator, "delete_namespaces")
+    assert ("Namespace", None, "nim-service") in down.cluster.objects
+
+
+def test_the_key_goes_also_where_the_namespace_stays(down: World) -> None:
+    down.cluster.put(obj("Namespace", "theirs"))
+    down.cluster.put(obj("Secret", "ngc-api-secret", "theirs", OURS))
+    down.cluster.put(obj("Secret", "grafana", "monitoring", {**OURS, ADDON_LABEL: "monitoring.stack"}))
+    down.cluster.put(obj("Secret", "somebody-elses", "theirs"))
+    run(down, teardown_platform.DeleteNamespacesOperator, "delete_namespaces")
+    left = {name for kind, _, name in down.cluster.objects if kind in ("Secret", "Namespace")}
+    assert left == {"theirs", "grafana", "somebody-elses"}
 
 
 def test_one_deployment_alone_leaves_the_platform(down: World) -> None:

@@ -15,7 +15,7 @@ from nim_rollouts.core.errors import (
 )
 from nim_rollouts.core.inventory import Finding, Inventory, Unseen
 from nim_rollouts.hooks.inventory import networks
-from nim_rollouts.operators import teardown_terraform
+from nim_rollouts.operators import inventory, teardown_terraform
 from tests.unit.operators.conftest import ENVIRONMENT, World, run
 
 LEFT = Finding("EFS file system", "fs-1", "", ("tag nim-rollouts/environment",), "us (terraform)", (), "", going=False)
@@ -62,12 +62,29 @@ def test_what_cannot_be_seen_is_no_success(down: World, gone: Any) -> None:
 def test_a_state_that_cannot_be_read_hides_nothing_of_aws(
     down: World, gone: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreadable(self: Any, stage: Any) -> Any:
+    def unreadable(self: Any, stage: Any, purpose: str | None = None) -> Any:
         raise TerraformUnavailable("the state is locked")
 
     monkeypatch.setattr(teardown_terraform.VerifyGoneOperator, "terraform", unreadable)
     with pytest.raises(LeftoversFound, match="fs-1.*terraform state: it cannot be read: the state is locked"):
         gone([], (LEFT,))
+
+
+def test_an_inventory_without_a_claim_works_in_a_folder_of_its_own(
+    down: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a deploy's terraform, whose import blocks and left state lie in the environment's own folder."""
+    folders: list[str] = []
+
+    def opened(environment: Any, include: Any, say: Any, *, purpose: str = "terraform") -> Any:
+        folders.append(purpose)
+        return SimpleNamespace(init=lambda backend: None, state_list=list)
+
+    monkeypatch.setattr("nim_rollouts.hooks.infrastructure.open_terraform", opened)
+    monkeypatch.setattr("nim_rollouts.hooks.inventory.take", lambda environment, store, say: Inventory((), (), ()))
+    run(down, inventory.InventoryOperator, "look")
+    run(down, teardown_terraform.VerifyGoneOperator, "verify_gone")
+    assert folders == ["inventory", "terraform"]
 
 
 def test_destroy_remembers_the_network_and_names_what_holds_it(
@@ -95,6 +112,24 @@ def test_destroy_remembers_the_network_and_names_what_holds_it(
     assert networks(session.environment, session.store) == ["vpc-00000001"]
 
 
+def test_a_destruction_that_was_killed_after_its_last_step_leaves_no_mark(
+    down: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next deploy would look all over AWS for what an apply of long ago may have made."""
+    from nim_rollouts.hooks import interrupted
+
+    left = [SimpleNamespace(has_changes=True), SimpleNamespace(has_changes=False)]
+    monkeypatch.setattr(teardown_terraform, "_plan", lambda stage, terraform: left.pop(0))
+    stage = down.stage("terraform_destroy", deployment="")
+    with pytest.raises(KeyboardInterrupt), interrupted.applying(stage.session, "sum1"):
+        raise KeyboardInterrupt
+    destroy = teardown_terraform.TerraformDestroyOperator(task_id="terraform_destroy")
+    destroy.plan(stage, SimpleNamespace())  # type: ignore[arg-type]
+    assert interrupted.interrupted(stage.session), "something is left to destroy"
+    destroy.plan(stage, SimpleNamespace())  # type: ignore[arg-type]
+    assert interrupted.interrupted(stage.session) is None
+
+
 def planned(down: World, *changes: str, checksum: str = "sum1") -> None:
     facts = {"checksum": checksum, "changes": [[address, "delete"] for address in changes], "plan_key": "x"}
     down.session(deployment="").ledger.record("plan_destroy", 1, "result", facts)
@@ -116,6 +151,32 @@ def test_the_typed_name_approves_the_plan_of_the_destruction_and_is_kept_with_wh
     assert (kept.answer, kept.by, kept.asked) == ("approved", "ada", False)
     assert ENVIRONMENT in kept.reason and "typed" in kept.reason
     assert kept.changes == [["aws_vpc.this", "delete"]]
+
+
+@pytest.mark.parametrize(
+    ("policies", "asks"),
+    [
+        ({"approvers": ["grace"]}, True),
+        ({"approvers": ["grace", "ada"]}, False),
+        ({"four_eyes": True}, True),
+        ({"four_eyes": True, "approval": "never"}, False),
+    ],
+)
+def test_who_may_not_approve_a_plan_does_not_approve_a_destruction_by_typing(
+    down: World, monkeypatch: pytest.MonkeyPatch, policies: dict[str, Any], asks: bool
+) -> None:
+    planned(down, "aws_vpc.this")
+
+    def ask(self: Any, stage: Any, question: Any) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(teardown_terraform.ApproveDestroyOperator, "_ask", ask)
+    if not asks:
+        assert approve(down, **policies)["declined"] is False
+        return
+    with pytest.raises(TimeoutError):
+        approve(down, **policies)
+    assert read_answer(down.session().store, ENVIRONMENT, "sum1") is None
 
 
 def test_the_policy_always_asks_besides(down: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nim_rollouts.core.addons import ADDON_LABEL
 from nim_rollouts.core.errors import (
     LeftoversFound,
 )
@@ -31,6 +32,23 @@ def test_the_operator_goes_before_its_definitions(down: World, helm: list[str]) 
         f"delete CustomResourceDefinition/{CRD}",
         f"gone CustomResourceDefinition/{CRD}",
     ]
+
+
+def test_a_definition_that_somebody_else_has_installed_stays(down: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The add-on was never installed, or is gone since an earlier try: its mark alone tells what was ours."""
+    for key in [key for key in down.cluster.objects if key[0] == "NIMCache"]:
+        del down.cluster.objects[key]
+    absent = SimpleNamespace(uninstall=lambda addon, wait_s: False)
+    monkeypatch.setattr("nim_rollouts.clients.helm.Helm", lambda cluster, include: absent)
+    names = {"group": "apps.nvidia.com", "names": {"kind": "NIMCache"}, "versions": [{"name": "v1", "served": True}]}
+    down.cluster.put(obj("CustomResourceDefinition", CRD, spec=names))
+    facts = run(down, teardown_addons.UninstallAddonsOperator, "uninstall_addons")
+    assert facts == {"uninstalled": [], "crds": []}
+    assert ("CustomResourceDefinition", None, CRD) in down.cluster.objects
+
+    ours = {ADDON_LABEL: "nim-operator.nim-operator"}
+    down.cluster.put(obj("CustomResourceDefinition", CRD, labels=ours, spec=names))
+    assert run(down, teardown_addons.UninstallAddonsOperator, "uninstall_addons")["crds"] == [CRD]
 
 
 def test_a_node_that_karpenter_launched_must_go_too(down: World) -> None:

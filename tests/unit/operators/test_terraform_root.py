@@ -82,6 +82,28 @@ def test_a_retry_after_its_own_interrupted_apply(
     assert not [call for call in terraform.calls if call.startswith("apply")]
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_third_try_knows_the_state_that_the_second_one_s_terraform_left(
+    ours: bool, tmp_path: Path, terraform: FakeTerraform
+) -> None:
+    """The second try's worker died, its terraform ended well: it noted the plan of the rest, not the first one."""
+    terraform.plans = [CREATE_TWO, CREATE_TWO[1:], []]
+    planned = run(tf.RootPlanOperator, tmp_path)
+    for _ in range(2):
+        terraform.fails = [TerraformUnavailable("the worker died")]
+        with pytest.raises(TerraformUnavailable):
+            run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])
+    rest = f"sum{len(terraform.calls)}"
+    terraform.state = StateMark("l-1", 9)
+    terraform.after = StateMark("l-1", 9, rest if ours else "somebody-elses")
+    if ours:
+        assert run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])["changed"] is False
+        return
+    with pytest.raises(NeedsHumanError) as refused:
+        run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])
+    assert refused.value.reason == "state-moved"
+
+
 def test_a_stale_plan_is_somebody_else_s_doing(tmp_path: Path, terraform: FakeTerraform) -> None:
     terraform.plans = [VPC]
     planned = run(tf.RootPlanOperator, tmp_path)
