@@ -40,7 +40,7 @@ down: ## end every process of the rehearsal
 status: setup ## the parts of the rehearsal and their logs
 	@$(RUN) rehearsal status
 
-kubeconfig: setup ## print the path of the rehearsal's kubeconfig: export KUBECONFIG=$$(make -s kubeconfig)
+kubeconfig: setup ## print the path of the rehearsal's kubeconfig: export KUBECONFIG=$(make -s kubeconfig)
 	@$(RUN) rehearsal kubeconfig
 
 deploy: setup ## run nim_deploy on a rehearsal that is up, and follow it

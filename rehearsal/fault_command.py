@@ -30,7 +30,13 @@ def main(argv: Sequence[str] | None = None, r: faults.State | None = None) -> in
     if r is None:
         from rehearsal import config
 
-        r = config.load()
+        try:
+            r = config.load()
+        except config.NotUp as error:
+            if not arguments.list:
+                raise
+            print(f"{faults.describe()}\n\n{error}")
+            return 0
     try:
         if arguments.list:
             print(faults.describe() + "\n\nactive:\n" + _show(faults.active(r)))

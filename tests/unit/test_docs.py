@@ -85,6 +85,29 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert [link for link in own if not (document.parent / link).exists()] == []
 
 
+def test_the_readme_leads_to_every_page() -> None:
+    readme = (ROOT / "README.md").read_text()
+    pages = [*(ROOT / "docs").iterdir(), *(ROOT / "benchmarks").glob("*/README.md")]
+    assert [str(page) for page in pages if f"({page.relative_to(ROOT)})" not in readme] == []
+
+
+@pytest.mark.parametrize(
+    ("dag", "page"),
+    [("nim_deploy", "README.md"), ("nim_deploy", "docs/pipeline.svg"), ("nim_teardown", "docs/teardown.md")],
+)
+def test_every_task_is_told_of_and_no_other(dag: str, page: str) -> None:
+    tasks = set(re.findall(r'task_id="(\w+)"', (ROOT / "dags" / f"{dag}.py").read_text()))
+    text = (ROOT / page).read_text()
+    if page.endswith(".svg"):
+        told = set(re.findall(r'class="[twh]">(\w+)', text)) - set("12345678")
+    else:
+        rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+        told = set(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", rows))
+        # Rows have other words too; what is named as tasks are is one.
+        told = {name for name in told if name in tasks or re.match("apply_|wait_|delete_|verify_|approve_", name)}
+    assert told == tasks
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_make_targets_exist(document: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

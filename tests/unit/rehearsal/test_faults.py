@@ -10,6 +10,7 @@ import pytest
 
 from rehearsal import fault_command, faults
 from rehearsal.__main__ import main
+from rehearsal.config import NotUp
 
 
 class State:
@@ -108,6 +109,17 @@ def test_command_line(r: State, capsys: pytest.CaptureFixture[str]) -> None:
     assert "key=value" in capsys.readouterr().err
     assert fault_command.main(["--clear"], r) == 0
     assert faults.active(r) == {}
+
+
+def test_the_list_needs_no_rehearsal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REHEARSAL_STATE", str(tmp_path))
+    assert fault_command.main(["--list"]) == 0
+    listing = capsys.readouterr().out
+    assert all(name in listing for name in faults.CATALOGUE) and "no rehearsal is up" in listing
+    with pytest.raises(NotUp):
+        fault_command.main([])
 
 
 @pytest.mark.parametrize("rest", [["--list"], ["cache-job-fails", "pods=2"], ["--clear"], []])
