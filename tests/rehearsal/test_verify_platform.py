@@ -6,9 +6,11 @@ Without Airflow: the tasks' own code in a run whose ledger is a folder.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import yaml
 from nim_rollouts.clients.access import ClusterAccess
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.include import Include
-from nim_rollouts.core.errors import NimRolloutsError, PlatformNotReady
+from nim_rollouts.core.errors import NimRolloutsError, PlatformNotReady, WaitStuck
 from nim_rollouts.hooks import jobs
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators import storage_probe
@@ -28,7 +30,7 @@ from nim_rollouts.operators.platform import ApplyPlatformOperator
 from nim_rollouts.operators.verify import VerifyPlatformOperator
 from nim_rollouts.operators.waits import WaitPlatformOperator
 from nim_rollouts.triggers.plans import plan_for
-from nim_rollouts.triggers.watching import Outcome, wait_in_worker
+from nim_rollouts.triggers.watching import Outcome, wait_in_worker, watch_until
 from rehearsal import faults
 from tests.rehearsal.plane import Plane, standing
 from tests.unit.operators.conftest import ROOT, World
@@ -231,15 +233,18 @@ def test_a_claim_that_is_not_bound_is_told_in_the_drivers_words_and_leaves_no_jo
     faults.order(plane.r, "claim-unbound")
     apply(run)
     plan = plan_for("wait_platform", run.session())
-    missing = until(
-        lambda: [
-            verdict
-            for subject, verdict in wait_in_worker(run.access, plan.subjects, 1, logging.getLogger("test").info)
-            if subject.kind == "Job" and verdict.blocker and verdict.blocker.reason == "volume-unbound"
-        ],
-        "the claim's trouble to be told",
-    )
-    assert "Access Denied. Please ensure you have the right AWS permissions" in missing[0].blocker.message
+    said: list[str] = []
+    outcome = asyncio.run(watch_until(run.access, plan, started=datetime.now(UTC), say=said.append))
+    ((subject, verdict),) = outcome.missing
+    assert (subject.kind, str(verdict.state), verdict.reason) == ("Job", "stuck", "volume-unbound")
+    assert "Access Denied. Please ensure you have the right AWS permissions" in verdict.message
+    assert verdict.message.endswith("(volume binding may take 3 s)")
+    assert any("(volume, volume-unbound)" in line for line in said), "told before its time is over"
+    # And as the task's last line has it.
+    stage, wait = run.stage("wait_platform"), WaitPlatformOperator(task_id="wait_platform")
+    with pytest.raises(WaitStuck) as stuck:
+        wait._decide(stage, plan, outcome, outcome, wait._look(stage, plan, outcome))
+    assert (stuck.value.layer, stuck.value.reason) == ("volume", "volume-unbound")
     # What the wait does when it gives up, or a user ends it.
     assert jobs.stop("wait_platform", run.session(), logging.getLogger("test").info) is True
     assert jobs.stop("wait_platform", run.session(), logging.getLogger("test").info) is False
