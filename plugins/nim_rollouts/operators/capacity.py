@@ -36,7 +36,7 @@ def needs(deployment: Deployment) -> list[Need]:
 
 def pool_names(environment: Environment) -> list[str]:
     """The environment's node pools, by the files that hold them; none where it has none."""
-    return list(getattr(environment, "node_pools", None) or ())
+    return list(environment.node_pools)
 
 
 def pools_of_files(session: Session) -> list[dict[str, Any]]:

@@ -20,7 +20,6 @@ from nim_rollouts.operators.base import Facts, Stage, StageOperator
 
 if TYPE_CHECKING:
     from nim_rollouts.core.checks import Check
-    from nim_rollouts.core.environment import Addon
     from nim_rollouts.core.pools import Option
 
 # As the API server words it when nobody answers for a webhook that must be asked.
@@ -215,12 +214,6 @@ class Verification:
         return ok("dry-run", f"the API server accepts {', '.join(sorted({obj['kind'] for obj in objects}))}")
 
     # --- what they look at
-
-    @property
-    def _addons(self) -> list[Addon]:
-        """The add-ons that a run installs."""
-        environment = self.session.environment
-        return list(getattr(environment, "active_addons", environment.addons))
 
     def _list(self, api_version: str, kind: str) -> list[dict[str, Any]]:
         return self.session.cluster.list(api_version, kind)
