@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nim_rollouts.clients.resources import api_version_of
 from nim_rollouts.core.addons import ADDON_LABEL
 from nim_rollouts.core.errors import LeftoversFound
 from nim_rollouts.core.teardown import Scope
@@ -53,6 +52,8 @@ class DeleteNamespacesOperator(DeletingOperator):
 
     @classmethod
     def _refuse_inhabited(cls, cluster: Cluster, namespace: str, ours: dict[str, str]) -> None:
+        from nim_rollouts.clients.resources import api_version_of
+
         there = [one for kind in ("Pod", "PersistentVolumeClaim") for one in cluster.list("v1", kind, namespace)]
         # What has an owner goes or stays with it.
         there += [
