@@ -17,7 +17,7 @@ from nim_rollouts.clients import watch as shared
 from nim_rollouts.clients.access import ClusterAccess, Token
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.watch import Watch
-from nim_rollouts.core.verdicts import Subject
+from nim_rollouts.core.verdicts import Subject, job
 from nim_rollouts.triggers import watching
 from nim_rollouts.triggers.plans import Plan
 from nim_rollouts.triggers.watching import Outcome, watch_until
@@ -232,7 +232,7 @@ async def _deadline_in_an_outage(
     await asyncio.to_thread(writes.apply, _job(name))
     plan = Plan((Subject("Job", "it", name),), 3, "test")
     wait = asyncio.create_task(watch_until(through, plan, started=datetime.now(UTC), say=said.append))
-    await until(lambda: said and proxy.watches == 3)
+    await until(lambda: said and proxy.watches == len(job.KINDS))
     proxy.refuse = (503, {})
     proxy.cut()
     await asyncio.to_thread(_complete, writes, name)
