@@ -34,7 +34,7 @@ class Controller:
         self.world = world
         self.provisioner = Provisioner(world)
         self.lifecycle = Lifecycle(world, self.provisioner)
-        self.disruption = Disruption(world)
+        self.disruption = Disruption(world, self.provisioner)
         self._looked = float("-inf")
 
     async def run(self, on_synced: Callable[[], None] = lambda: None) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from rehearsal.karpenter.lifecycle import delete
 from rehearsal.karpenter.offers import POOL_LABEL
-from rehearsal.karpenter.provisioner import is_disrupted, is_over
+from rehearsal.karpenter.provisioner import Provisioner, is_disrupted, is_over
 from rehearsal.karpenter.world import DISRUPTED, KEEP_ANNOTATION, World, good, is_true, merged, seconds
 from rehearsal.kube import Obj
 
@@ -27,8 +27,8 @@ EMPTY_S = 10.0
 class Disruption:
     """Remembers since when which node has been empty."""
 
-    def __init__(self, world: World):
-        self.world = world
+    def __init__(self, world: World, provisioner: Provisioner):
+        self.world, self.provisioner = world, provisioner
         self._empty_since: dict[str, float] = {}
         self._tainted_since: dict[str, float] = {}
 
@@ -43,7 +43,7 @@ class Disruption:
             present.add(name)
             if is_disrupted(node):
                 dues.append(await self._go_on(claim, node, now))
-            elif self._after(pool) is None or self._is_kept(claim, node) or name in occupied:
+            elif self._after(pool) is None or name in occupied or self._is_kept(claim, node):
                 self._empty_since.pop(name, None)
             else:
                 dues.append(await self._look_at(claim, node, pool, now))
@@ -86,8 +86,10 @@ class Disruption:
         said = seconds(pool["spec"].get("disruption", {}).get("consolidateAfter"))
         return None if said is None else min(said, self.world.r.timing("node_empty", EMPTY_S))
 
-    @staticmethod
-    def _is_kept(claim: Obj, node: Obj) -> bool:
+    def _is_kept(self, claim: Obj, node: Obj) -> bool:
+        """By an annotation, or for pods that are to come: the scheduler takes its time to bind them."""
+        if {claim["metadata"]["name"], node["metadata"]["name"]} & self.provisioner.nominated:
+            return True
         return any((one["metadata"].get("annotations") or {}).get(KEEP_ANNOTATION) == "true" for one in (claim, node))
 
     def _allowed(self, pool: Obj) -> int:
