@@ -1,4 +1,4 @@
-"""A teardown begun from ten half-finished states, on a real control plane with real terraform and Helm: it ends with
+"""A teardown begun from eleven half-finished states, on a real control plane with real terraform and Helm: it ends with
 nothing left, or says what it waits for.
 
 No Airflow runs here: the tasks of both pipelines are run one after the other in this process. The states follow each
@@ -21,6 +21,7 @@ import pytest
 from nim_rollouts.clients.approvals import read_answer
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.helm import Helm
+from nim_rollouts.core.errors import AccessDenied
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators.finalizers import FREED
 from rehearsal.aws.environment import environment as aws_environment
@@ -73,6 +74,8 @@ class Ground:
     def __init__(self, plane: Plane, folder: Path, pipelines: Pipelines) -> None:
         self.r: Rehearsal = plane.r
         self.pipelines, self.folder = pipelines, folder
+        # The control plane's own nodes have a network and a role.
+        self.before = inventory(self.r)
         self.environment_file = folder / "repo" / "include" / "environments" / f"{NAME}.yaml"
 
     def write(self, *, only_network: bool = False) -> None:
@@ -118,7 +121,8 @@ class Ground:
     def assert_everything_gone(self, run: Run) -> None:
         assert run.failed == []
         assert run.states["verify_gone"] == "success" and run.states["conclude"] == "success"
-        assert set(inventory(self.r)) <= {"s3-bucket"}
+        left = {kind: sorted({*ids} - {*self.before.get(kind, ())}) for kind, ids in inventory(self.r).items()}
+        assert {kind for kind, ids in left.items() if ids} <= {"s3-bucket"}
 
     born_with: list[dict[str, Any]] = []
 
@@ -280,6 +284,20 @@ def test_9_the_cluster_was_deleted_by_hand_and_the_network_remains(infrastructur
 def test_10_everything_is_gone_already(ground: Ground) -> None:
     run = ground.teardown("everything")
     ground.assert_everything_gone(run)
+
+
+def test_11_terraform_was_cut_off_between_the_cluster_and_its_access_entries(ground: Ground) -> None:
+    """On its way up or down: the cluster stands, and answers nobody."""
+    ground.write()
+    ground.deploy("terraform_apply", but=())
+    eks = ground.aws("eks")
+    for entry in eks.list_access_entries(clusterName=NAME)["accessEntries"]:
+        eks.delete_access_entry(clusterName=NAME, principalArn=entry)
+    with pytest.raises(AccessDenied):
+        ground.objects("Namespace", "v1")
+    run = ground.teardown("everything")
+    ground.assert_everything_gone(run)
+    assert Session(NAME, "", run.run_id).facts("delete_services")["cluster"] == "absent"
 
 
 def _downloading(ground: Ground) -> bool:
