@@ -1,4 +1,4 @@
-"""A teardown begun from ten half-finished states, on a real control plane with real terraform and Helm: it ends with
+"""A teardown begun from eleven half-finished states, on a real control plane with real terraform and Helm: it ends with
 nothing left, or says what it waits for.
 
 No Airflow runs here: the tasks of both pipelines are run one after the other in this process. The states follow each
@@ -21,11 +21,14 @@ import pytest
 from nim_rollouts.clients.approvals import read_answer
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.helm import Helm
+from nim_rollouts.core.errors import AccessDenied
+from nim_rollouts.core.manifests import ENVIRONMENT_LABEL, MANAGED_BY, MANAGER
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators.finalizers import FREED
 from rehearsal.aws.environment import environment as aws_environment
 from rehearsal.aws.inventory import inventory
 from rehearsal.config import Rehearsal
+from rehearsal.karpenter import local
 from tests.rehearsal.plane import Plane, standing
 from tests.rehearsal.without_airflow import ROOT, Pipelines, Run
 
@@ -73,6 +76,8 @@ class Ground:
     def __init__(self, plane: Plane, folder: Path, pipelines: Pipelines) -> None:
         self.r: Rehearsal = plane.r
         self.pipelines, self.folder = pipelines, folder
+        # The control plane's own nodes have a network and a role.
+        self.before = inventory(self.r)
         self.environment_file = folder / "repo" / "include" / "environments" / f"{NAME}.yaml"
 
     def write(self, *, only_network: bool = False) -> None:
@@ -82,9 +87,17 @@ class Ground:
 
     def deploy(self, until: str, *, but: tuple[str, ...] = (*_INFRASTRUCTURE, "verify_platform")) -> Run:
         params = {"environment": NAME, "deployment": DEPLOYMENT, "strategy": "replace", "skip_benchmark": "True"}
+        if _INFRASTRUCTURE[0] in but:
+            self.node_pools()
         run = self.pipelines.run("nim_deploy", params, until=until, but=but)
         assert run.failed == []
         return run
+
+    def node_pools(self) -> None:
+        """The control plane's node pools as this environment's: a teardown takes them, each deploy has them anew."""
+        for one in local.pools(ROOT, local.POOLS):
+            one["metadata"]["labels"] = {MANAGED_BY: MANAGER, ENVIRONMENT_LABEL: NAME}
+            self.cluster.apply(one, force_managers=("local",))
 
     def teardown(self, scope: str = "platform", **how: Any) -> Run:
         params = {"environment": NAME, "scope": scope, "confirm": NAME}
@@ -118,7 +131,8 @@ class Ground:
     def assert_everything_gone(self, run: Run) -> None:
         assert run.failed == []
         assert run.states["verify_gone"] == "success" and run.states["conclude"] == "success"
-        assert set(inventory(self.r)) <= {"s3-bucket"}
+        left = {kind: sorted({*ids} - {*self.before.get(kind, ())}) for kind, ids in inventory(self.r).items()}
+        assert {kind for kind, ids in left.items() if ids} <= {"s3-bucket"}
 
     born_with: list[dict[str, Any]] = []
 
@@ -163,6 +177,7 @@ def infrastructure(ground: Ground) -> Ground:
     """Applied once; teardowns of the platform leave it."""
     ground.write()
     ground.deploy("cluster_access", but=())
+    ground.node_pools()
     Ground.born_with = ground.objects("CustomResourceDefinition", "apiextensions.k8s.io/v1")
     return ground
 
@@ -280,6 +295,20 @@ def test_9_the_cluster_was_deleted_by_hand_and_the_network_remains(infrastructur
 def test_10_everything_is_gone_already(ground: Ground) -> None:
     run = ground.teardown("everything")
     ground.assert_everything_gone(run)
+
+
+def test_11_terraform_was_cut_off_between_the_cluster_and_its_access_entries(ground: Ground) -> None:
+    """On its way up or down: the cluster stands, and answers nobody."""
+    ground.write()
+    ground.deploy("terraform_apply", but=())
+    eks = ground.aws("eks")
+    for entry in eks.list_access_entries(clusterName=NAME)["accessEntries"]:
+        eks.delete_access_entry(clusterName=NAME, principalArn=entry)
+    with pytest.raises(AccessDenied):
+        ground.objects("Namespace", "v1")
+    run = ground.teardown("everything")
+    ground.assert_everything_gone(run)
+    assert Session(NAME, "", run.run_id).facts("delete_services")["cluster"] == "absent"
 
 
 def _downloading(ground: Ground) -> bool:

@@ -7,6 +7,7 @@ is a presigned request, valid for 15 minutes; it is made again after 10.
 from __future__ import annotations
 
 import base64
+import logging
 import ssl
 import threading
 import time
@@ -16,6 +17,8 @@ from typing import Any, TypeVar
 
 from nim_rollouts.core.errors import AccessDenied, ClusterMissing, ClusterUnavailable
 from nim_rollouts.core.spec import Environment
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -166,3 +169,44 @@ def describe(eks: Any, name: str, region: str) -> dict[str, Any]:
     if state not in ("ACTIVE", "UPDATING"):
         raise ClusterMissing(f"EKS cluster {name} is {state}, and serves nobody", reason="cluster-not-active")
     return cluster
+
+
+def lets_somebody_in(environment: Environment) -> bool:
+    """False when EKS itself says that nobody can do anything in the environment's cluster. See `has_users`."""
+    from airflow.providers.amazon.aws.hooks.eks import EksHook
+
+    hook = EksHook(aws_conn_id=environment.aws_conn_id, region_name=environment.region)
+    return has_users(hook.conn, environment.cluster.name)
+
+
+def has_users(eks: Any, name: str) -> bool:
+    """Whether an access entry of a person or a program has any right in the cluster. terraform makes them after the
+    cluster and destroys them before it: one that was cut off in between leaves a cluster that answers nobody.
+
+    Where that cannot be told (another way of authentication, a call that is refused) it is taken to have some.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        config = eks.describe_cluster(name=name)["cluster"].get("accessConfig") or {}
+        if config.get("authenticationMode") != "API":
+            return True
+        pages = eks.get_paginator("list_access_entries").paginate(clusterName=name)
+        return any(_has_rights(eks, name, principal) for page in pages for principal in page["accessEntries"])
+    except (BotoCoreError, ClientError) as error:
+        log.warning("EKS does not tell who may use the cluster %s: %s", name, error)
+        return True
+
+
+def _has_rights(eks: Any, cluster: str, principal: str) -> bool:
+    # EKS's own, of which every cluster has one.
+    if ":role/aws-service-role/" in principal:
+        return False
+    try:
+        entry = eks.describe_access_entry(clusterName=cluster, principalArn=principal)["accessEntry"]
+        if entry.get("type", "STANDARD") != "STANDARD":  # of nodes
+            return False
+        policies = eks.list_associated_access_policies(clusterName=cluster, principalArn=principal)
+    except eks.exceptions.ResourceNotFoundException:
+        return False  # it has gone since
+    return bool(entry.get("kubernetesGroups") or policies["associatedAccessPolicies"])

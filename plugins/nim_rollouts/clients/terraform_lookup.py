@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nim_rollouts.core.adoption import TAG, Creation
+from nim_rollouts.core.adoption import Creation
+from nim_rollouts.core.inventory import ENVIRONMENT_TAG as TAG
 
 Client = Callable[[str], Any]
 

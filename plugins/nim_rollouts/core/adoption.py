@@ -13,9 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: The tag that every resource of an environment carries (the root's default tags).
-TAG = "nim-rollouts/environment"
-
 #: Creating one of these over itself changes nothing: AWS's call sets, attaches or associates what is given.
 AGAIN = frozenset({
     "aws_cloudwatch_event_target",

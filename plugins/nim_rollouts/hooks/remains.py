@@ -9,10 +9,9 @@ from typing import Any
 from nim_rollouts.clients import remains
 from nim_rollouts.clients.remains import Remain
 from nim_rollouts.core.errors import InventoryUnknown
+from nim_rollouts.core.inventory import ENVIRONMENT_TAG
 from nim_rollouts.core.teardown import Scope
 from nim_rollouts.hooks.session import Session
-
-TAG = "nim-rollouts/environment"
 
 
 class Cloud(StrEnum):
@@ -58,7 +57,7 @@ def _access_points(session: Session, removed: Sequence[Mapping[str, Any]]) -> li
     if not known and not whole:
         return []
     efs = _client(session, "efs")
-    on = remains.file_systems(efs, TAG, session.environment.name) if whole else []
+    on = remains.file_systems(efs, ENVIRONMENT_TAG, session.environment.name) if whole else []
     return remains.access_points(efs, on, known)
 
 
@@ -73,7 +72,7 @@ def _balancers(session: Session, removed: Sequence[Mapping[str, Any]]) -> list[R
     if _scope(session) is not Scope.EVERYTHING:
         return []
     ec2 = _client(session, "ec2")
-    ours = remains.vpcs(ec2, TAG, session.environment.name)
+    ours = remains.vpcs(ec2, ENVIRONMENT_TAG, session.environment.name)
     found = remains.balancers(_client(session, "elbv2"), _client(session, "elb"), session.environment.cluster.name)
     return [*found, *remains.balancer_interfaces(ec2, ours)]
 

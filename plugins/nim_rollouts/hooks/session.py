@@ -10,7 +10,7 @@ import logging
 from functools import cached_property
 from typing import Any
 
-from nim_rollouts.clients.access import ClusterAccess, cluster_access, remembered
+from nim_rollouts.clients.access import ClusterAccess, cluster_access, lets_somebody_in, remembered
 from nim_rollouts.clients.claims import Claim, Holder
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.include import Include
@@ -18,7 +18,7 @@ from nim_rollouts.clients.ledger import Ledger
 from nim_rollouts.clients.store import Store, open_store
 from nim_rollouts.core import manifests
 from nim_rollouts.core.environment import Environment
-from nim_rollouts.core.errors import ClusterMissing, LedgerError
+from nim_rollouts.core.errors import AccessDenied, ClusterMissing, LedgerError
 from nim_rollouts.core.names import Names, names_for, rollout_id
 from nim_rollouts.core.spec import Deployment, Request
 
@@ -98,12 +98,23 @@ class Session:
         return Cluster(self.access)
 
     def cluster_if_any(self) -> Cluster | None:
-        """The cluster, or None when EKS has none of that name. Not reaching it is an error, not an absence."""
+        """The cluster, or None when EKS has none of that name, or one that lets nobody in (half made, or half
+        destroyed). Not reaching it is an error, not an absence."""
         try:
-            return self.cluster
+            cluster = self.cluster
         except ClusterMissing as absent:
             log.info("%s", absent.message)
             return None
+        try:
+            cluster.get("v1", "Namespace", None, "kube-system")
+        except AccessDenied as denied:
+            if lets_somebody_in(self.environment):
+                return cluster  # what is asked of it next says what is refused
+            log.warning("EKS cluster %s lets nobody in, so nothing of ours can be in it: it has no access entry with "
+                        "rights, as before its making or its destruction has ended (%s)",
+                        self.environment.cluster.name, denied.message)  # fmt: skip
+            return None
+        return cluster
 
     def claims(self) -> list[Claim]:
         """The claims that validation took for this run, in the order in which it took them."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
-from nim_rollouts.clients.access import ClusterAccess, Token, describe
+from nim_rollouts.clients.access import ClusterAccess, Token, describe, has_users
 from nim_rollouts.core.errors import AccessDenied, ClusterMissing, ClusterUnavailable, NimRolloutsError
 
 
@@ -70,3 +70,58 @@ def test_refusals(answer: Any, error: type[NimRolloutsError], reason: str) -> No
 @pytest.mark.parametrize("status", ["ACTIVE", "UPDATING"])
 def test_a_cluster_that_serves(status: str) -> None:
     assert describe(Eks({"status": status}), "c", "us-west-2")["status"] == status
+
+
+ADMIN, NODE = "arn:aws:iam::1:role/airflow", "arn:aws:iam::1:role/node"
+SERVICE = "arn:aws:iam::1:role/aws-service-role/eks.amazonaws.com/AWSServiceRoleForAmazonEKS"
+NODES = {"type": "EC2_LINUX", "kubernetesGroups": ["system:nodes"], "policies": []}
+RIGHTS = {"type": "STANDARD", "kubernetesGroups": [], "policies": ["admin"]}
+
+
+class Entries(Eks):
+    """EKS with access entries."""
+
+    class exceptions:  # noqa: N801
+        class ResourceNotFoundException(Exception):  # noqa: N818
+            pass
+
+    def __init__(self, entries: Any, mode: str = "API") -> None:
+        super().__init__({"accessConfig": {"authenticationMode": mode}})
+        self.entries = entries
+
+    def get_paginator(self, name: str) -> Any:
+        assert name == "list_access_entries"
+        return self
+
+    def paginate(self, clusterName: str) -> Any:  # noqa: N803
+        if isinstance(self.entries, Exception):
+            raise self.entries
+        return [{"accessEntries": [one]} for one in self.entries]
+
+    def _entry(self, principal: str) -> Any:
+        if self.entries[principal] is None:
+            raise self.exceptions.ResourceNotFoundException
+        return self.entries[principal]
+
+    def describe_access_entry(self, clusterName: str, principalArn: str) -> Any:  # noqa: N803
+        return {"accessEntry": self._entry(principalArn)}
+
+    def list_associated_access_policies(self, clusterName: str, principalArn: str) -> Any:  # noqa: N803
+        return {"associatedAccessPolicies": self._entry(principalArn)["policies"]}
+
+
+@pytest.mark.parametrize(
+    ("entries", "mode", "some"),
+    [
+        ({}, "API", False),
+        ({SERVICE: RIGHTS, NODE: NODES}, "API", False),
+        ({NODE: NODES, ADMIN: {**RIGHTS, "policies": []}}, "API", False),
+        ({ADMIN: None}, "API", False),
+        ({NODE: NODES, ADMIN: RIGHTS}, "API", True),
+        ({ADMIN: {**RIGHTS, "policies": [], "kubernetesGroups": ["ops"]}}, "API", True),
+        ({}, "API_AND_CONFIG_MAP", True),
+        (refused("AccessDeniedException", 403), "API", True),
+    ],
+)
+def test_who_may_use_a_cluster(entries: Any, mode: str, some: bool) -> None:
+    assert has_users(Entries(entries, mode), "c") is some

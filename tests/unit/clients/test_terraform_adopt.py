@@ -16,8 +16,9 @@ from nim_rollouts.clients import terraform_adopt
 from nim_rollouts.clients.terraform_adopt import BLOCKS, Adoption
 from nim_rollouts.clients.terraform_lookup import Undetermined, known, look
 from nim_rollouts.clients.terraform_plan import ApplySummary, PlanSummary
-from nim_rollouts.core.adoption import AGAIN, TAG, Creation
+from nim_rollouts.core.adoption import AGAIN, Creation
 from nim_rollouts.core.errors import AccessDenied, NeedsHumanError, TerraformUnavailable
+from nim_rollouts.core.inventory import ENVIRONMENT_TAG as TAG
 from scripts.terraform_docs import blocks
 
 ROOT = Path(__file__).resolve().parents[3]
