@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from botocore.loaders import create_loader
 
 from nim_rollouts.clients.approvals import read_answer
 from nim_rollouts.clients.cluster import Cluster
@@ -136,9 +138,12 @@ class Ground:
         deployment = self.cluster.get("apps/v1", "Deployment", "kube-system", "karpenter")
         assert deployment is not None
         self.cluster.patch(deployment, {"spec": {"replicas": replicas}})
-        selector = "app.kubernetes.io/name=karpenter"
-        until(lambda: len(self.cluster.list("v1", "Pod", "kube-system", label_selector=selector)) == replicas,
-              f"{replicas} pods of Karpenter")  # fmt: skip
+        self.until_karpenters(replicas)
+
+    def until_karpenters(self, number: int) -> None:
+        cluster, selector = self.cluster, "app.kubernetes.io/name=karpenter"
+        until(lambda: len(cluster.list("v1", "Pod", "kube-system", label_selector=selector)) == number,
+              f"{number} pods of Karpenter")  # fmt: skip
 
     def assert_platform_gone(self, run: Run) -> None:
         assert run.failed == []
@@ -196,6 +201,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         }
         for name, value in variables.items():
             patch.setenv(name, value)
+        # A task is a process of its own and reads botocore's models once; here some hundred tasks are in one process.
+        patch.setattr("botocore.session.create_loader", cache(create_loader))
         made = Ground(plane, folder, Pipelines(patch))
         made.write()
         yield made
@@ -320,8 +327,9 @@ def test_9_karpenter_was_uninstalled_by_hand_and_its_nodes_remain(infrastructure
     ground = infrastructure
     with ground.timing(node_empty=600):
         ground.deploy("wait_cache")
-    karpenter = Session(NAME, "", "by-hand").environment.addons[0]
-    Helm(ground.cluster, Session(NAME, "", "by-hand").include).uninstall(karpenter)
+        karpenter = Session(NAME, "", "by-hand").environment.addons[0]
+        Helm(ground.cluster, Session(NAME, "", "by-hand").include).uninstall(karpenter)
+        ground.until_karpenters(0)
     (claim,), launched = ground.objects("NodeClaim", KARPENTER_API), ground.instances()
 
     # Asked nothing, the wait says what it hangs on, and whose it is.
