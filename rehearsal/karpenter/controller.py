@@ -76,7 +76,9 @@ class Controller:
         if outside:
             await self.lifecycle.collect()
             self._looked = now
-        dues = [LOOK_S, await termination.round_(self.world), await self.disruption.round()]
+        dues = [LOOK_S, await termination.round_(self.world)]
+        # Before empty nodes go: a pod that waits may be meant for one.
         dues.append(await self.provisioner.round())
+        dues.append(await self.disruption.round(self.provisioner.nominated))
         await self.lifecycle.round()
         return min(due for due in dues if due is not None)

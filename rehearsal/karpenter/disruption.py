@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from rehearsal.karpenter.lifecycle import delete
 from rehearsal.karpenter.offers import POOL_LABEL
@@ -32,8 +32,12 @@ class Disruption:
         self._empty_since: dict[str, float] = {}
         self._tainted_since: dict[str, float] = {}
 
-    async def round(self) -> float | None:
-        """Seconds until something is due."""
+    async def round(self, nominated: Collection[str]) -> float | None:
+        """Seconds until something is due.
+
+        :param nominated: nodes and NodeClaims that pods are meant for which the scheduler has not bound yet: none of
+            them is empty
+        """
         world, now = self.world, asyncio.get_running_loop().time()
         occupied = {pod["spec"].get("nodeName") for pod in world.all("Pod") if holds_node(pod)}
         dues: list[float] = []
@@ -41,9 +45,10 @@ class Disruption:
         for claim, node, pool in self._standing():
             name = node["metadata"]["name"]
             present.add(name)
+            wanted = name in occupied or name in nominated or claim["metadata"]["name"] in nominated
             if is_disrupted(node):
                 dues.append(await self._go_on(claim, node, now))
-            elif self._after(pool) is None or self._is_kept(claim, node) or name in occupied:
+            elif self._after(pool) is None or self._is_kept(claim, node) or wanted:
                 self._empty_since.pop(name, None)
             else:
                 dues.append(await self._look_at(claim, node, pool, now))

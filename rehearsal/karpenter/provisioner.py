@@ -33,6 +33,8 @@ class Provisioner:
         self.world = world
         self._told: dict[str, tuple[str, float]] = {}
         self._short: dict[Offering, float] = {}
+        self.nominated: set[str] = set()
+        """Nodes and NodeClaims by name, of the last round: meant for pods that the scheduler has not bound yet."""
 
     def offers(self) -> list[Offer]:
         """Of all NodePools that are ready, with what DaemonSets would take of each."""
@@ -85,6 +87,7 @@ class Provisioner:
         waiting = [pod for pod in world.all("Pod") if is_waiting(pod)]
         known = {pod["metadata"]["uid"] for pod in world.all("Pod")}
         self._told = {uid: told for uid, told in self._told.items() if uid in known}
+        self.nominated = set()
         if not waiting or not world.all("NodePool"):
             return None
         found = self.offers()
@@ -94,6 +97,7 @@ class Provisioner:
             claim = await world.create("NodeClaim", self._claim(node, found))
             node.claim = claim["metadata"]["name"]
             log.info("NodeClaim %s for %d pods", node.claim, len(node.pods))
+        self.nominated = {target.name or target.claim for _, target in plan.nominations}
         await self._tell(plan, now)
         # While types are short it is looked every second whether the fault is over.
         return None if not plan.refused else 1.0 if self._short else REPEAT_REFUSAL

@@ -153,6 +153,23 @@ async def test_two_gpu_pods_get_one_node_which_goes_when_they_are_gone(r: Rehear
     assert instances(r) == {}
 
 
+async def test_a_node_that_a_pod_still_waits_for_is_not_empty(kube: Kube) -> None:
+    """The scheduler may bind a pod seconds after its node has come: it tries again ever later."""
+    limits = {"cpu": "20", "nvidia.com/gpu": "2"}
+    late = await create(kube, pod("late", limits, tolerations=[GPU], nodeSelector=POOL, schedulerName="nobody"))
+    waits = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    await kube.patch(path(late, "status"), {"status": {"conditions": [waits]}})
+    (node,) = await until(lambda: kube.list("/api/v1/nodes"))
+    (nodeclaim,) = await kube.list(CLAIMS)
+    assert "Initialized" in await until(lambda: true_conditions(kube, nodeclaim))
+    await asyncio.sleep(TIMING["node_empty"] + 1.5)
+    (still,) = await kube.list("/api/v1/nodes")
+    assert still["metadata"]["uid"] == node["metadata"]["uid"] and len(await kube.list(CLAIMS)) == 1
+    assert "karpenter.sh/disrupted" not in {taint["key"] for taint in still["spec"]["taints"]}
+    await kube.delete(path(late), {"gracePeriodSeconds": 0})
+    await until(lambda: _none(kube, "/api/v1/nodes"))
+
+
 async def test_a_pod_without_a_gpu_gets_the_cheap_shape(kube: Kube) -> None:
     await create(kube, pod("cpu"))
     name = await until(home(kube, "cpu"))
