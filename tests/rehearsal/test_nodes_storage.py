@@ -498,10 +498,12 @@ async def test_no_capacity_is_told_as_karpenter_tells_it_until_there_is_some(r: 
             return [message for message in mine if "(no instance type has the required offering)" in message]
 
         assert await until(told)
-        claims = [e for e in await kube.list("/api/v1/namespaces/default/events")
-                  if e["involvedObject"]["kind"] == "NodeClaim"]  # fmt: skip
-        refusal = claims[0]
-        assert refusal["reason"] == "InsufficientCapacityError" and refusal["type"] == "Warning"
+        # Of all NodeClaims' events these alone: earlier tests' claims have left theirs, and names are random.
+        events = await kube.list("/api/v1/namespaces/default/events", field_selector="involvedObject.kind=NodeClaim")
+        refusals = [e for e in events if e["reason"] == "InsufficientCapacityError"]
+        assert refusals, "the refused claim's event"
+        refusal = refusals[0]
+        assert refusal["type"] == "Warning"
         assert await kube.list(CLAIMS) == [], "a claim that cannot be launched goes"
         assert "We currently do not have sufficient g5.12xlarge capacity" in refusal["message"]
         assert await kube.list("/api/v1/nodes") == []
