@@ -34,7 +34,7 @@ class Controller:
         self.world = world
         self.provisioner = Provisioner(world)
         self.lifecycle = Lifecycle(world, self.provisioner)
-        self.disruption = Disruption(world, self.provisioner)
+        self.disruption = Disruption(world)
         self._looked = float("-inf")
 
     async def run(self, on_synced: Callable[[], None] = lambda: None) -> None:
@@ -76,7 +76,9 @@ class Controller:
         if outside:
             await self.lifecycle.collect()
             self._looked = now
-        dues = [LOOK_S, await termination.round_(self.world), await self.disruption.round()]
+        dues = [LOOK_S, await termination.round_(self.world)]
+        # Before empty nodes go: a pod that waits may be meant for one.
         dues.append(await self.provisioner.round())
+        dues.append(await self.disruption.round(self.provisioner.nominated))
         await self.lifecycle.round()
         return min(due for due in dues if due is not None)

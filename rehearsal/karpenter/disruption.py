@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from rehearsal.karpenter.lifecycle import delete
 from rehearsal.karpenter.offers import POOL_LABEL
-from rehearsal.karpenter.provisioner import Provisioner, is_disrupted, is_over
+from rehearsal.karpenter.provisioner import is_disrupted, is_over
 from rehearsal.karpenter.world import DISRUPTED, KEEP_ANNOTATION, World, good, is_true, merged, seconds
 from rehearsal.kube import Obj
 
@@ -27,13 +27,17 @@ EMPTY_S = 10.0
 class Disruption:
     """Remembers since when which node has been empty."""
 
-    def __init__(self, world: World, provisioner: Provisioner):
-        self.world, self.provisioner = world, provisioner
+    def __init__(self, world: World):
+        self.world = world
         self._empty_since: dict[str, float] = {}
         self._tainted_since: dict[str, float] = {}
 
-    async def round(self) -> float | None:
-        """Seconds until something is due."""
+    async def round(self, nominated: Collection[str]) -> float | None:
+        """Seconds until something is due.
+
+        :param nominated: nodes and NodeClaims that pods are meant for which the scheduler has not bound yet: none of
+            them is empty
+        """
         world, now = self.world, asyncio.get_running_loop().time()
         occupied = {pod["spec"].get("nodeName") for pod in world.all("Pod") if holds_node(pod)}
         dues: list[float] = []
@@ -41,9 +45,10 @@ class Disruption:
         for claim, node, pool in self._standing():
             name = node["metadata"]["name"]
             present.add(name)
+            wanted = name in occupied or name in nominated or claim["metadata"]["name"] in nominated
             if is_disrupted(node):
                 dues.append(await self._go_on(claim, node, now))
-            elif self._after(pool) is None or name in occupied or self._is_kept(claim, node):
+            elif self._after(pool) is None or self._is_kept(claim, node) or wanted:
                 self._empty_since.pop(name, None)
             else:
                 dues.append(await self._look_at(claim, node, pool, now))
@@ -86,10 +91,8 @@ class Disruption:
         said = seconds(pool["spec"].get("disruption", {}).get("consolidateAfter"))
         return None if said is None else min(said, self.world.r.timing("node_empty", EMPTY_S))
 
-    def _is_kept(self, claim: Obj, node: Obj) -> bool:
-        """By an annotation, or for pods that are to come: the scheduler takes its time to bind them."""
-        if {claim["metadata"]["name"], node["metadata"]["name"]} & self.provisioner.nominated:
-            return True
+    @staticmethod
+    def _is_kept(claim: Obj, node: Obj) -> bool:
         return any((one["metadata"].get("annotations") or {}).get(KEEP_ANNOTATION) == "true" for one in (claim, node))
 
     def _allowed(self, pool: Obj) -> int:

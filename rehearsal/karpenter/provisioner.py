@@ -31,10 +31,10 @@ class Provisioner:
 
     def __init__(self, world: World):
         self.world = world
-        self.nominated: set[str] = set()
-        """Nodes, and NodeClaims of nodes on their way, that pods wait for: by the last round."""
         self._told: dict[str, tuple[str, float]] = {}
         self._short: dict[Offering, float] = {}
+        self.nominated: set[str] = set()
+        """Nodes and NodeClaims by name, of the last round: meant for pods that the scheduler has not bound yet."""
 
     def offers(self) -> list[Offer]:
         """Of all NodePools that are ready, with what DaemonSets would take of each."""
@@ -97,7 +97,7 @@ class Provisioner:
             claim = await world.create("NodeClaim", self._claim(node, found))
             node.claim = claim["metadata"]["name"]
             log.info("NodeClaim %s for %d pods", node.claim, len(node.pods))
-        self.nominated = {node.name or node.claim for _, node in plan.nominations}
+        self.nominated = {target.name or target.claim for _, target in plan.nominations}
         await self._tell(plan, now)
         # While types are short it is looked every second whether the fault is over.
         return None if not plan.refused else 1.0 if self._short else REPEAT_REFUSAL

@@ -153,6 +153,23 @@ async def test_two_gpu_pods_get_one_node_which_goes_when_they_are_gone(r: Rehear
     assert instances(r) == {}
 
 
+async def test_a_node_that_a_pod_still_waits_for_is_not_empty(kube: Kube) -> None:
+    """The scheduler may bind a pod seconds after its node has come: it tries again ever later."""
+    limits = {"cpu": "20", "nvidia.com/gpu": "2"}
+    late = await create(kube, pod("late", limits, tolerations=[GPU], nodeSelector=POOL, schedulerName="nobody"))
+    waits = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    await kube.patch(path(late, "status"), {"status": {"conditions": [waits]}})
+    (node,) = await until(lambda: kube.list("/api/v1/nodes"))
+    (nodeclaim,) = await kube.list(CLAIMS)
+    assert "Initialized" in await until(lambda: true_conditions(kube, nodeclaim))
+    await asyncio.sleep(TIMING["node_empty"] + 1.5)
+    (still,) = await kube.list("/api/v1/nodes")
+    assert still["metadata"]["uid"] == node["metadata"]["uid"] and len(await kube.list(CLAIMS)) == 1
+    assert "karpenter.sh/disrupted" not in {taint["key"] for taint in still["spec"]["taints"]}
+    await kube.delete(path(late), {"gracePeriodSeconds": 0})
+    await until(lambda: _none(kube, "/api/v1/nodes"))
+
+
 async def test_a_pod_without_a_gpu_gets_the_cheap_shape(kube: Kube) -> None:
     await create(kube, pod("cpu"))
     name = await until(home(kube, "cpu"))
@@ -481,9 +498,11 @@ async def test_no_capacity_is_told_as_karpenter_tells_it_until_there_is_some(r: 
             return [message for message in mine if "(no instance type has the required offering)" in message]
 
         assert await until(told)
-        claims = [e for e in await kube.list("/api/v1/namespaces/default/events")
-                  if e["involvedObject"]["kind"] == "NodeClaim" and e["reason"] == "InsufficientCapacityError"]  # fmt: skip
-        refusal = claims[0]
+        # Of all NodeClaims' events these alone: earlier tests' claims have left theirs, and names are random.
+        events = await kube.list("/api/v1/namespaces/default/events", field_selector="involvedObject.kind=NodeClaim")
+        refusals = [e for e in events if e["reason"] == "InsufficientCapacityError"]
+        assert refusals, "the refused claim's event"
+        refusal = refusals[0]
         assert refusal["type"] == "Warning"
         assert await kube.list(CLAIMS) == [], "a claim that cannot be launched goes"
         assert "We currently do not have sufficient g5.12xlarge capacity" in refusal["message"]

@@ -12,11 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from botocore.loaders import create_loader
 
 from nim_rollouts.clients.approvals import read_answer
 from nim_rollouts.clients.cluster import Cluster
@@ -25,6 +28,8 @@ from nim_rollouts.core.errors import AccessDenied
 from nim_rollouts.core.manifests import ENVIRONMENT_LABEL, MANAGED_BY, MANAGER
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators.finalizers import FREED
+from nim_rollouts.operators.teardown import is_going
+from nim_rollouts.operators.teardown_nodes import KARPENTER_API, NODEPOOL_LABEL, launched_nodes
 from rehearsal.aws.environment import environment as aws_environment
 from rehearsal.aws.inventory import inventory
 from rehearsal.config import Rehearsal
@@ -38,6 +43,7 @@ NAME = "half"
 DEPLOYMENT = "meta-llama3-8b-instruct"
 NAMESPACE = "nim-service"
 NIM_API = "apps.nvidia.com/v1alpha1"
+TERMINATION = "karpenter.sh/termination"
 #: Of a deploy here: the infrastructure stands already, and there is nobody to measure.
 _INFRASTRUCTURE = ("terraform_plan", "approve_plan", "terraform_apply")
 
@@ -56,7 +62,16 @@ terraform:
     admin_principal_arns: [arn:aws:iam::123456789012:user/moto]
     only_network: {only_network}
 instance_types: [g5.12xlarge]
+node_pools: [g5-gpu-karpenter, x86-cpu-karpenter]
 addons:
+  - name: karpenter
+    namespace: kube-system
+    chart: rehearsal/charts/karpenter
+    values: helm/karpenter.yaml
+    values_from: {{settings.clusterName: cluster_name}}
+    requires:
+      crds: [nodepools.karpenter.sh, nodeclaims.karpenter.sh, ec2nodeclasses.karpenter.k8s.aws]
+      deployments: [karpenter]
   - name: nim-operator
     namespace: nim-operator
     chart: rehearsal/charts/k8s-nim-operator
@@ -113,6 +128,36 @@ class Ground:
     def aws(self, service: str) -> Any:
         return boto3.client(service)
 
+    def instances(self) -> list[str]:
+        """What Karpenter has launched and what is paid for."""
+        filters = [{"Name": "tag-key", "Values": [NODEPOOL_LABEL]},
+                   {"Name": "instance-state-name", "Values": ["pending", "running", "stopping"]}]  # fmt: skip
+        reservations = self.aws("ec2").describe_instances(Filters=filters)["Reservations"]
+        return [one["InstanceId"] for reservation in reservations for one in reservation["Instances"]]
+
+    @contextmanager
+    def timing(self, **seconds: float) -> Iterator[None]:
+        """Other durations of the stand-ins, for a while."""
+        file = self.r.state / "timing.json"
+        kept = file.read_text()
+        file.write_text(json.dumps({**json.loads(kept), **seconds}))
+        try:
+            yield
+        finally:
+            file.write_text(kept)
+
+    def scale_karpenter(self, replicas: int) -> None:
+        """Until its pods are as many."""
+        deployment = self.cluster.get("apps/v1", "Deployment", "kube-system", "karpenter")
+        assert deployment is not None
+        self.cluster.patch(deployment, {"spec": {"replicas": replicas}})
+        self.until_karpenters(replicas)
+
+    def until_karpenters(self, number: int) -> None:
+        cluster, selector = self.cluster, "app.kubernetes.io/name=karpenter"
+        until(lambda: len(cluster.list("v1", "Pod", "kube-system", label_selector=selector)) == number,
+              f"{number} pods of Karpenter")  # fmt: skip
+
     def assert_platform_gone(self, run: Run) -> None:
         assert run.failed == []
         assert run.states["conclude"] == "success"
@@ -121,7 +166,10 @@ class Ground:
         for kind in ("PersistentVolume", "PersistentVolumeClaim"):
             assert self.objects(kind, "v1") == [], kind
         assert [one for one in self.objects("Namespace", "v1") if one["metadata"]["name"] == NAMESPACE] == []
+        # With Karpenter's definitions, that none of its NodePools, NodeClaims and EC2NodeClasses is left.
         assert self.objects("CustomResourceDefinition", "apiextensions.k8s.io/v1") == self.born_with
+        assert launched_nodes(self.cluster) == [] and self.instances() == []
+        assert self.aws("iam").list_instance_profiles()["InstanceProfiles"] == []
         assert self.aws("efs").describe_access_points()["AccessPoints"] == []
 
     def assert_infrastructure_stands(self, run: Run) -> None:
@@ -138,10 +186,10 @@ class Ground:
 
 
 class _All(frozenset):  # type: ignore[type-arg]
-    """Every part of a rehearsal."""
+    """Every part of a rehearsal. Karpenter is not among them: the platform brings it."""
 
     def __contains__(self, part: object) -> bool:
-        return True
+        return part != "karpenter"
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +215,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         }
         for name, value in variables.items():
             patch.setenv(name, value)
+        # A task is a process of its own and reads botocore's models once; here some hundred tasks are in one process.
+        patch.setattr("botocore.session.create_loader", cache(create_loader))
         made = Ground(plane, folder, Pipelines(patch))
         made.write()
         yield made
@@ -211,20 +261,16 @@ def test_4_an_operator_without_models(infrastructure: Ground) -> None:
     infrastructure.deploy("wait_platform")
     run = infrastructure.teardown()
     infrastructure.assert_platform_gone(run)
-    facts = Session(NAME, "", run.run_id).facts("uninstall_addons")
-    assert facts["uninstalled"] == ["nim-operator"]
+    session = Session(NAME, "", run.run_id)
+    assert session.facts("uninstall_addons")["uninstalled"] == ["nim-operator"]
+    assert session.facts("uninstall_karpenter")["uninstalled"] == ["karpenter"]
 
 
-def test_5_a_cache_that_is_being_filled(infrastructure: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    timing = infrastructure.r.state / "timing.json"
-    kept = timing.read_text()
-    timing.write_text(json.dumps({**json.loads(kept), "nim_download": 600}))
-    try:
+def test_5_a_cache_that_is_being_filled(infrastructure: Ground) -> None:
+    with infrastructure.timing(nim_download=600):
         infrastructure.deploy("apply_cache")
         until(lambda: _downloading(infrastructure), "the download to run")
         run = infrastructure.teardown()
-    finally:
-        timing.write_text(kept)
     infrastructure.assert_platform_gone(run)
     removed = Session(NAME, "", run.run_id).facts("delete_caches")["removed"]
     assert [one for one in removed if one.get("handle", "").count("::")], "the access point was waited for by name"
@@ -241,12 +287,24 @@ def test_6_a_service_under_load(infrastructure: Ground) -> None:
 
 
 def test_7_an_earlier_teardown_was_killed_after_the_node_pools(infrastructure: Ground) -> None:
-    infrastructure.deploy("wait_cache")
-    before = infrastructure.teardown(until="delete_node_pools")
+    ground = infrastructure
+    with ground.timing(node_empty=600):
+        ground.deploy("wait_cache")
+        launched = ground.instances()
+        # Karpenter is away just then, so that the nodes are still to go.
+        away = {"delete_node_pools": lambda: ground.scale_karpenter(0)}
+        before = ground.teardown(until="delete_node_pools", before=away)
     assert "wait_nodes_gone" not in before.states and before.failed == []
-    assert infrastructure.objects("CustomResourceDefinition", "apiextensions.k8s.io/v1") != Ground.born_with
-    run = infrastructure.teardown()
-    infrastructure.assert_platform_gone(run)
+    assert ground.objects("NodePool", KARPENTER_API) == []
+    until(lambda: all(is_going(one) for one in ground.objects("NodeClaim", KARPENTER_API)), "the claims' deletion")
+    assert [one["metadata"]["finalizers"] for one in ground.objects("NodeClaim", KARPENTER_API)] == [[TERMINATION]]
+    assert len(launched) == 1 and ground.instances() == launched
+
+    # It comes back only when its claims are waited for: whatever is gone before is not named any more.
+    run = ground.teardown(before={"wait_nodes_gone": lambda: ground.scale_karpenter(1)})
+    ground.assert_platform_gone(run)
+    removed = Session(NAME, "", run.run_id).facts("delete_node_pools")["removed"]
+    assert sorted(one["kind"] for one in removed) == ["Node", "NodeClaim"]
 
 
 def test_8_the_operator_was_uninstalled_by_hand(infrastructure: Ground) -> None:
@@ -280,7 +338,39 @@ def test_8_the_operator_was_uninstalled_by_hand(infrastructure: Ground) -> None:
     ground.assert_platform_gone(run)
 
 
-def test_9_the_cluster_was_deleted_by_hand_and_the_network_remains(infrastructure: Ground) -> None:
+def test_9_karpenter_was_uninstalled_by_hand_and_its_nodes_remain(infrastructure: Ground) -> None:
+    ground = infrastructure
+    with ground.timing(node_empty=600):
+        ground.deploy("wait_cache")
+        karpenter = Session(NAME, "", "by-hand").environment.addons[0]
+        Helm(ground.cluster, Session(NAME, "", "by-hand").include).uninstall(karpenter)
+        ground.until_karpenters(0)
+    (claim,), launched = ground.objects("NodeClaim", KARPENTER_API), ground.instances()
+
+    # Asked nothing, the wait says what it hangs on, and whose it is.
+    told = ground.teardown(until="wait_nodes_gone", but=("approve_finalizers",))
+    assert told.states["wait_nodes_gone"] == "failed"
+    error = told.errors["wait_nodes_gone"]
+    assert error.reason == "finalizer-stuck"
+    for word in (claim["metadata"]["name"], TERMINATION, "Karpenter", "karpenter does not exist"):
+        assert word in error.message
+    assert "install it anew" in error.hint
+
+    # Asked, it says what a yes would cost; no leaves everything, the paid instance too.
+    declined = ground.teardown(answer=lambda subject, body: False)
+    ((task, _, body),) = declined.questions
+    assert task == "approve_finalizers" and "its EC2 instance, which goes on and is paid for without it" in body
+    assert ground.objects("NodeClaim", KARPENTER_API)[0]["metadata"]["finalizers"] == [TERMINATION]
+    assert ground.instances() == launched
+
+    # The better way: Karpenter again, and nobody is asked.
+    ground.deploy("install_addon")
+    run = ground.teardown()
+    assert run.questions == []
+    ground.assert_platform_gone(run)
+
+
+def test_10_the_cluster_was_deleted_by_hand_and_the_network_remains(infrastructure: Ground) -> None:
     eks = infrastructure.aws("eks")
     for group in eks.list_nodegroups(clusterName=NAME)["nodegroups"]:
         eks.delete_nodegroup(clusterName=NAME, nodegroupName=group)
@@ -292,7 +382,7 @@ def test_9_the_cluster_was_deleted_by_hand_and_the_network_remains(infrastructur
     assert Session(NAME, "", run.run_id).facts("delete_services")["cluster"] == "absent"
 
 
-def test_10_everything_is_gone_already(ground: Ground) -> None:
+def test_11_everything_is_gone_already(ground: Ground) -> None:
     run = ground.teardown("everything")
     ground.assert_everything_gone(run)
 

@@ -120,6 +120,10 @@ resource "aws_efs_mount_target" "this" {
   subnet_id      = aws_subnet.this[0].id
 }
 
+output "cluster_name" {
+  value = var.cluster_name
+}
+
 output "efs_file_system_id" {
   value = one(aws_efs_file_system.this[*].id)
 }
