@@ -50,23 +50,28 @@ class ApplyPlatformOperator(StageOperator):
                     hint="The node pools need it: correct the root module and clear terraform_plan and what follows",
                 )
         objects += manifests.node_pools(templates, environment, outputs)
-        namespace = manifests.namespace(session.manifest_context())
-        if self._is_ours(stage, namespace):
-            objects.append(namespace)
+        objects.append(manifests.namespace(session.manifest_context()))
+        objects = [one for one in objects if self._is_ours(stage, one)]
         stage.intend({"objects": [f"{obj['kind']}/{obj['metadata']['name']}" for obj in objects]})
         applied = [apply_and_say(stage, obj) for obj in objects]
         return {"file_system": file_system, "applied": applied, storage_probe.FACT: storage_probe.apply(stage)}
 
     @staticmethod
-    def _is_ours(stage: Stage, namespace: dict[str, Any]) -> bool:
-        """False for a namespace that somebody else made: our labels on it would let a teardown delete it."""
+    def _is_ours(stage: Stage, obj: dict[str, Any]) -> bool:
+        """False for an object that somebody else made: our labels on it would let a teardown delete it. Unless it is a
+        namespace, which is what its inhabitants make of it, it must say what ours would say.
+
+        :raises ApplyConflict, ApplyRejected: it says something else
+        """
         from nim_rollouts.core.manifests import MANAGED_BY, MANAGER
 
-        name = namespace["metadata"]["name"]
-        live = stage.session.cluster.get("v1", "Namespace", None, name)
+        cluster, kind, name = stage.session.cluster, obj["kind"], obj["metadata"]["name"]
+        live = cluster.get(obj["apiVersion"], kind, None, name)
         if live is None or (live["metadata"].get("labels") or {}).get(MANAGED_BY) == MANAGER:
             return True
-        stage.log.info("Namespace/%s was there before us: used as it is, and left by a teardown", name)
+        if kind != "Namespace":
+            cluster.apply(obj, dry_run=True)
+        stage.log.info("%s/%s was there before us: used as it is, and left by a teardown", kind, name)
         return False
 
 

@@ -456,3 +456,17 @@ def test_a_namespace_of_somebody_else_is_used_and_not_marked_for_deletion(world:
     facts = ApplyPlatformOperator(task_id="apply_platform").run(world.stage("apply_platform"))
     assert [one["kind"] for one in facts["applied"]] == ["StorageClass"]
     assert world.cluster.get("v1", "Namespace", None, "nim-service")["metadata"]["labels"] == {}
+
+
+def test_a_storage_class_of_somebody_else_is_used_where_it_says_the_same_and_not_marked(world: World) -> None:
+    world.accepted()
+    world.session().ledger.record("terraform_outputs", 1, "result", {"outputs": {"efs_file_system_id": "fs-1"}})
+    ApplyPlatformOperator(task_id="apply_platform").run(world.stage("apply_platform"))
+    theirs = world.cluster.get("storage.k8s.io/v1", "StorageClass", None, "efs-sc-dynamic")
+    assert theirs is not None
+    theirs["metadata"]["labels"] = {}
+    world.cluster.put(theirs)
+    world.cluster.log.clear()
+    facts = ApplyPlatformOperator(task_id="apply_platform").run(world.stage("apply_platform"))
+    assert "StorageClass" not in [one["kind"] for one in facts["applied"]]
+    assert "apply StorageClass/efs-sc-dynamic" not in world.cluster.log
