@@ -49,7 +49,9 @@ class Controller:
             wait = 0.0
             while True:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.world.woken.wait(), wait)
+                    # Not wait_for: in Python 3.11 it loses the signal to end when that comes with a change.
+                    async with asyncio.timeout(wait):
+                        await self.world.woken.wait()
                     await asyncio.sleep(self.world.r.timing("node_batch", 0.3))
                 self.world.woken.clear()
                 wait = await self._round_safely()

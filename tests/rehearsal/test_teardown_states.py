@@ -166,6 +166,8 @@ class Ground:
         for kind in ("PersistentVolume", "PersistentVolumeClaim"):
             assert self.objects(kind, "v1") == [], kind
         assert [one for one in self.objects("Namespace", "v1") if one["metadata"]["name"] == NAMESPACE] == []
+        # Its release is gone before its pod is: a next one beside it would launch twice.
+        self.until_karpenters(0)
         # With Karpenter's definitions, that none of its NodePools, NodeClaims and EC2NodeClasses is left.
         assert self.objects("CustomResourceDefinition", "apiextensions.k8s.io/v1") == self.born_with
         assert launched_nodes(self.cluster) == [] and self.instances() == []
