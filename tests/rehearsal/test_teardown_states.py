@@ -25,7 +25,6 @@ from nim_rollouts.clients.approvals import read_answer
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.helm import Helm
 from nim_rollouts.core.errors import AccessDenied
-from nim_rollouts.core.manifests import ENVIRONMENT_LABEL, MANAGED_BY, MANAGER
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators.finalizers import FREED
 from nim_rollouts.operators.teardown import is_going
@@ -33,7 +32,6 @@ from nim_rollouts.operators.teardown_nodes import KARPENTER_API, NODEPOOL_LABEL,
 from rehearsal.aws.environment import environment as aws_environment
 from rehearsal.aws.inventory import inventory
 from rehearsal.config import Rehearsal
-from rehearsal.karpenter import local
 from tests.rehearsal.plane import Plane, standing
 from tests.rehearsal.without_airflow import ROOT, Pipelines, Run
 
@@ -102,17 +100,9 @@ class Ground:
 
     def deploy(self, until: str, *, but: tuple[str, ...] = (*_INFRASTRUCTURE, "verify_platform")) -> Run:
         params = {"environment": NAME, "deployment": DEPLOYMENT, "strategy": "replace", "skip_benchmark": "True"}
-        if _INFRASTRUCTURE[0] in but:
-            self.node_pools()
         run = self.pipelines.run("nim_deploy", params, until=until, but=but)
         assert run.failed == []
         return run
-
-    def node_pools(self) -> None:
-        """The control plane's node pools as this environment's: a teardown takes them, each deploy has them anew."""
-        for one in local.pools(ROOT, local.POOLS):
-            one["metadata"]["labels"] = {MANAGED_BY: MANAGER, ENVIRONMENT_LABEL: NAME}
-            self.cluster.apply(one, force_managers=("local",))
 
     def teardown(self, scope: str = "platform", **how: Any) -> Run:
         params = {"environment": NAME, "scope": scope, "confirm": NAME}
@@ -229,7 +219,6 @@ def infrastructure(ground: Ground) -> Ground:
     """Applied once; teardowns of the platform leave it."""
     ground.write()
     ground.deploy("cluster_access", but=())
-    ground.node_pools()
     Ground.born_with = ground.objects("CustomResourceDefinition", "apiextensions.k8s.io/v1")
     return ground
 
@@ -389,7 +378,7 @@ def test_11_everything_is_gone_already(ground: Ground) -> None:
     ground.assert_everything_gone(run)
 
 
-def test_11_terraform_was_cut_off_between_the_cluster_and_its_access_entries(ground: Ground) -> None:
+def test_12_terraform_was_cut_off_between_the_cluster_and_its_access_entries(ground: Ground) -> None:
     """On its way up or down: the cluster stands, and answers nobody."""
     ground.write()
     ground.deploy("terraform_apply", but=())
