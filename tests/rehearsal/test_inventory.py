@@ -74,7 +74,7 @@ def verify_gone(session: Session, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     """The task that ends a teardown, with a state that terraform has emptied."""
     session.ledger.record("validate", 1, "claims", {"dag_id": "nim_teardown", "run_id": "manual__1", "taken": []})
     fake = SimpleNamespace(init=lambda backend: None, state_list=list)
-    monkeypatch.setattr("nim_rollouts.hooks.infrastructure.open_terraform", lambda *_: fake)
+    monkeypatch.setattr("nim_rollouts.hooks.infrastructure.open_terraform", lambda *_, **__: fake)
 
     def run(try_number: int = 1) -> None:
         operator = InventoryOperator(task_id="verify_gone")
