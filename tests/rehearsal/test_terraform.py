@@ -49,6 +49,7 @@ def r(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
     process.wait(10)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_from_a_plan_to_no_change_and_what_a_replacement_is_forced_by(r: Rehearsal, tmp_path: Path) -> None:
     lab = Lab(r, tmp_path, "life")
