@@ -154,13 +154,14 @@ class Ground:
         try:
             self._wait_for(moment, stream, worker, place)
             running = terraform_of(worker)
+            group = os.getpgid(running.pid)
+            if victims == "terraform":
+                running.kill()
+            else:
+                worker.kill()  # first: it would tell of the other's death
             if victims == "both":
                 # Its group: the worker's is another, so that terraform may outlive it.
-                os.killpg(os.getpgid(running.pid), signal.SIGKILL)
-            elif victims == "terraform":
-                running.kill()
-            if victims != "terraform":
-                worker.kill()
+                os.killpg(group, signal.SIGKILL)
         finally:
             worker.join(60)
             worker.kill()

@@ -77,7 +77,11 @@ def test_a_part_that_fails_is_named_with_its_log(tmp_path: Path) -> None:
 def test_ctrl_c_while_it_comes_up_ends_everything(tmp_path: Path) -> None:
     state = tmp_path / "state"
     command = [sys.executable, "-m", "rehearsal", "up", "--without-airflow"]
-    process = subprocess.Popen(command, cwd=ROOT, env=_environment(state), stdout=subprocess.PIPE, text=True)
+    # A shell's background job, such as a CI's, has SIGINT ignored, and so would its children.
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=_environment(state), stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert process.stdout
     first = process.stdout.readline()
     assert first, "nothing came up"
