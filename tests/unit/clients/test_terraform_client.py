@@ -212,12 +212,13 @@ def test_a_folder_without_a_root_module(setup: Setup) -> None:
     assert caught.value.reason == "root-missing"
 
 
-def test_stop_sends_one_sigint_and_waits_for_the_end(setup: Setup) -> None:
+def hanging_apply(setup: Setup) -> tuple[Terraform, threading.Thread, list[TerraformUnavailable]]:
+    """An apply in a thread of its own that has begun and does not come to its end; with what it will have raised."""
     terraform = setup.terraform()
     terraform.init(BACKEND)
     terraform.plan(VARIABLES)
     (setup.folder / "hang").touch()
-    caught: list[BaseException] = []
+    caught: list[TerraformUnavailable] = []
 
     def apply() -> None:
         try:
@@ -228,10 +229,15 @@ def test_stop_sends_one_sigint_and_waits_for_the_end(setup: Setup) -> None:
     thread = threading.Thread(target=apply)
     thread.start()
     wait_until(lambda: any("creating aws_vpc.this" in line for line in setup.lines))
+    return terraform, thread, caught
+
+
+def test_stop_sends_one_sigint_and_waits_for_the_end(setup: Setup) -> None:
+    terraform, thread, caught = hanging_apply(setup)
     for _ in range(3):
         terraform.stop()
     thread.join(20)
-    assert [error.reason for error in caught] == ["terraform-interrupted"]  # type: ignore[attr-defined]
+    assert [error.reason for error in caught] == ["terraform-interrupted"]
     assert (setup.folder / "sigints").read_text() == "1"
     assert not (setup.folder / "work" / "running.json").exists()
 
@@ -380,21 +386,7 @@ def test_a_terraform_that_was_killed_is_remembered_until_the_lock_is_known_to_be
 
 
 def test_what_a_killed_terraform_amounts_to(setup: Setup) -> None:
-    terraform = setup.terraform()
-    terraform.init(BACKEND)
-    terraform.plan(VARIABLES)
-    (setup.folder / "hang").touch()
-    caught: list[TerraformUnavailable] = []
-
-    def apply() -> None:
-        try:
-            terraform.apply()
-        except TerraformUnavailable as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=apply)
-    thread.start()
-    wait_until(lambda: any("creating aws_vpc.this" in line for line in setup.lines))
+    _, thread, caught = hanging_apply(setup)
     os.killpg(json.loads((setup.folder / "work" / "running.json").read_text())["pid"], signal.SIGKILL)
     thread.join(20)
     assert [error.reason for error in caught] == ["terraform-killed"]
