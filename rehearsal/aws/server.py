@@ -13,6 +13,7 @@ os.environ.setdefault("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
 os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
 
 from rehearsal.aws import moto_gaps  # noqa: E402
+from rehearsal.aws.again import Again  # noqa: E402
 from rehearsal.aws.eks import EksExtension, WsgiApp, signed_for  # noqa: E402
 from rehearsal.aws.eks_cluster import ApiServer  # noqa: E402
 from rehearsal.aws.eks_state import Clusters  # noqa: E402
@@ -46,7 +47,8 @@ class AwsStandIn:
         moto_gaps.close()
         moto: WsgiApp = DomainDispatcherApplication(create_backend_app)
         clusters = Clusters()
-        self._aws = _listen(host, port, _with_health(Refusing(EksExtension(moto, clusters, api), refusing)))
+        aws = Again(Refusing(EksExtension(moto, clusters, api), refusing))
+        self._aws = _listen(host, port, _with_health(aws))
         hosts = {f"{name}:{self.port}" for name in (host, "localhost")}
         self._webhook = _listen(host, webhook_port, TokenWebhook(moto, clusters, hosts))
         self._threads = [threading.Thread(target=s.serve_forever, daemon=True) for s in (self._aws, self._webhook)]
