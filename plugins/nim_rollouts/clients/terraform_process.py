@@ -10,7 +10,7 @@ Files in the work folder, for whoever comes next:
                 started, user@host, and whose it is (`owner`)
 `ended.json`    commands that ended badly: the state lock may still be theirs; see `terraform_locks`
 `guard`         locked (flock) by the running command and its children, as long as one of them lives: a pid can be
-                another's meanwhile, a lock cannot
+                another's meanwhile, a lock cannot. Plugins that are left of a killed one are ended: `terraform_orphans`
 `logs/`         standard output and error of the last command of each name
 """
 
@@ -32,9 +32,14 @@ from types import FrameType
 from typing import Any
 
 from nim_rollouts.clients.terraform_locks import held_until, whoami
+from nim_rollouts.clients.terraform_orphans import end, plugins_alone
 from nim_rollouts.core.errors import TerraformUnavailable
 
 _POLL_S = 0.2
+#: Between two looks at who holds the guard: each goes through all processes.
+_LOOK_S = 1.0
+#: How long plugins without their terraform may go on: those that notice its death end within moments.
+_ORPHANS_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -118,24 +123,35 @@ class TerraformProcess:
         return Ended(status, out, err.read_text(errors="replace"), self._interrupted)
 
     def wait_for_earlier(self, timeout_s: float, say: Callable[[str], None]) -> None:
-        """Wait for a terraform that a dead worker left running here; of one that died itself the record is put away.
+        """Wait for a terraform that a dead worker left running here; of one that died itself the record is put away,
+        and plugins that it left are ended.
 
         :raises TerraformUnavailable: it still runs after `timeout_s`
         """
         deadline = time.monotonic() + timeout_s
+        alone_since: float | None = None
         told = False
         while True:
             try:
                 os.close(self._guard())
                 break
             except TerraformUnavailable:
-                if time.monotonic() > deadline:
+                orphans = plugins_alone(self.guard)
+                if not orphans and time.monotonic() > deadline:
                     raise
+            if not orphans:
+                alone_since = None
+            elif alone_since is None:
+                alone_since = time.monotonic()
+            elif time.monotonic() > alone_since + _ORPHANS_S:
+                pids = ", ".join(str(one.pid) for one in orphans)
+                say(f"ending the plugins of an earlier terraform that was killed (pid {pids})")
+                end(orphans)
             if not told:
                 record = self.running() or {}
                 say(f"waiting for an earlier terraform {record.get('name')} here (pid {record.get('pid')})")
                 told = True
-            time.sleep(_POLL_S)
+            time.sleep(_LOOK_S)
         self._put_away(failed=True)
 
     def running(self) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nim_rollouts.clients.terraform import StateMark, Terraform, checksum, find_plugin_dir
@@ -20,7 +21,7 @@ from nim_rollouts.clients.terraform_locks import own_lock
 from nim_rollouts.core.errors import TerraformFailed, TerraformUnavailable, ToolMissing
 
 FAKE = r"""#!%(python)s
-import json, os, pathlib, signal, sys, time
+import json, os, pathlib, signal, subprocess, sys, time
 args = sys.argv[1:]
 here = pathlib.Path(os.environ["FAKE_DIR"])
 with (here / "calls").open("a") as calls:
@@ -41,6 +42,10 @@ elif args[0] == "show":
 elif args[0] == "apply" and (here / "hang").exists():
     asked = []
     signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+    if (here / "plugin").exists():
+        env = os.environ | {"TF_PLUGIN_MAGIC_COOKIE": "d602"}
+        plugin = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(50)"], env=env, close_fds=False)
+        (here / "plugin-pid").write_text(str(plugin.pid))
     say(type="apply_start", hook={"resource": {"addr": "aws_vpc.this"}, "action": "create"})
     while not asked:
         time.sleep(0.02)
@@ -302,6 +307,26 @@ def test_terraform_outlives_a_killed_worker_and_the_next_waits_for_it(setup: Set
     os.killpg(record["pid"], signal.SIGINT)
     wait_until((setup.folder / "sigints").exists)
     setup.terraform().init(BACKEND)
+    assert not (setup.folder / "work" / "running.json").exists()
+
+
+@pytest.mark.timeout(60)
+def test_plugins_that_a_killed_terraform_left_are_ended(setup: Setup, root: Path) -> None:
+    """They hold the guard: without this every later try would find it busy."""
+    (setup.folder / "plugin").touch()
+    process = worker(setup, root)
+    noted = setup.folder / "plugin-pid"
+    wait_until(lambda: noted.exists() and noted.read_text() != "")
+    plugin = psutil.Process(int(noted.read_text()))
+    process.kill()
+    process.wait(20)
+    record = json.loads((setup.folder / "work" / "running.json").read_text())
+    for one in psutil.Process(record["pid"]).children(recursive=True):
+        if one != plugin:
+            one.kill()
+    assert plugin.is_running()
+    setup.terraform().init(BACKEND)
+    assert not plugin.is_running() and any(f"killed (pid {plugin.pid})" in line for line in setup.lines)
     assert not (setup.folder / "work" / "running.json").exists()
 
 
