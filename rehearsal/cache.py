@@ -44,7 +44,9 @@ class Cache:
     async def wait_change(self, timeout: float | None = None) -> bool:
         """Until something changes after this call, or `timeout` seconds have passed (then False)."""
         try:
-            await asyncio.wait_for(self._changed.wait(), timeout)
+            # Not wait_for: Python 3.11's may lose a cancellation that meets a change.
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
             return True
         except TimeoutError:
             return False

@@ -73,7 +73,9 @@ class Provisioner:
                 self._wake.clear()
                 wait = await self._round()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), wait)
+                    # Not wait_for: Python 3.11's may lose a cancellation that meets a change.
+                    async with asyncio.timeout(wait):
+                        await self._wake.wait()
         finally:
             for cache in caches:
                 await cache.stop()
