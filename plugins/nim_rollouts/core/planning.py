@@ -52,8 +52,7 @@ def state_moved(why: str) -> NeedsHumanError:
         f"the state is not the one that our own tries left: {why}",
         layer="terraform",
         reason="state-moved",
-        hint="Somebody else has applied since. Clear the task that planned (terraform_plan) and those after it: the new"
-        " plan shows what is left to do now",
+        hint="Somebody else has applied since. Trigger a new run: its plan shows what is left to do now",
     )
 
 

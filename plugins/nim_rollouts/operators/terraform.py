@@ -256,7 +256,7 @@ def refuse_unapproved(stage: Stage, plan: PlanSummary) -> None:
             f"the plan {plan.checksum[:12]} ({plan.text()}) is not applied: {why}",
             layer="approval",
             reason="not-approved",
-            hint="Clear terraform_plan and the tasks after it, and have the new plan approved",
+            hint="Trigger a new run, and have its plan approved: Airflow shows a cleared task's first question only",
         )
 
 

@@ -146,7 +146,7 @@ def test_a_state_that_somebody_else_moved_since_the_plan_is_refused(
     plan(world, monkeypatch)
     with pytest.raises(NeedsHumanError) as refused:
         apply(world, monkeypatch)
-    assert refused.value.reason == "state-moved" and "terraform_plan" in refused.value.hint
+    assert refused.value.reason == "state-moved" and "Trigger a new run" in refused.value.hint
     assert not [call for call in terraform.calls if call.startswith("apply")]
 
 
