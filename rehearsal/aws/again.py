@@ -53,15 +53,7 @@ class Again:
         return [body]
 
     def _ask(self, environ: dict[str, Any]) -> _Answer:
-        begun: dict[str, Any] = {}
+        from werkzeug.test import run_wsgi_app
 
-        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
-            begun.update(status=status, headers=list(headers))
-
-        answer = self.app(environ, start)
-        try:
-            body = b"".join(answer)
-        finally:
-            if hasattr(answer, "close"):
-                answer.close()
-        return begun["status"], begun["headers"], body
+        answer, status, headers = run_wsgi_app(self.app, environ, buffered=True)
+        return status, headers.to_wsgi_list(), b"".join(answer)
