@@ -211,7 +211,8 @@ def play(live: Live, case: Case) -> Outcome:
             base = live.runs["faults"]
             run_id = base.run_id
             earlier = {task.name: task.try_number for task in live.api.tasks("nim_deploy", run_id)}
-            live.api.clear("nim_deploy", run_id, _first_to_clear(live, base, case.begins), downstream=True)
+            first = _first_to_clear(live, base, case.begins)
+            live.api.clear("nim_deploy", run_id, first, downstream=True)
         else:
             run_id = live.api.trigger("nim_deploy", live.params(skip_benchmark=True))
             patience_s += PROVISIONING_S if case.begins else 0
@@ -221,6 +222,7 @@ def play(live: Live, case: Case) -> Outcome:
             run = live.follow("nim_deploy", run_id, patience_s)
         if case.begins:
             live.runs["faults"] = run
+            live.repair_from = case.begins if run.state != "success" else ""
         if run.state == "timeout":
             _give_up(live, run_id)
     finally:
@@ -233,9 +235,14 @@ def play(live: Live, case: Case) -> Outcome:
 
 
 def _first_to_clear(live: Live, base: Run, begins: str) -> str:
-    """The task with which a case begins, or the one before it at which the last case failed."""
+    """The task with which a case begins, or an earlier one with which the last case is to be repaired.
+
+    A verification tells what an earlier task has found out: what its case broke is asked about anew only from where
+    that case began.
+    """
     failed = {task.task_id for task in base.tasks.values() if task.state in ("failed", "upstream_failed")}
-    return next(name for name in live.api.order("nim_deploy") if name == begins or name in failed)
+    wanted = {begins, live.repair_from, *failed}
+    return next(name for name in live.api.order("nim_deploy") if name in wanted)
 
 
 def _read(live: Live, case: Case, outcome: Outcome, seen: list[datetime], earlier: dict[str, int]) -> None:

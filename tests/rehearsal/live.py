@@ -58,6 +58,8 @@ class Live:
         self.r = r
         self.environment = environment
         self.runs: dict[str, Run] = {}
+        #: The task from which the last case of the fault matrix is cleared to be repaired; empty when it was promoted.
+        self.repair_from = ""
         self.nodes_before: set[str] = set()
         # Secrets that a run itself had made, as tests come to know them.
         self.passwords: list[str] = []
