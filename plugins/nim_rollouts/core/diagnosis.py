@@ -24,6 +24,8 @@ from nim_rollouts.core.verdicts.pods import provisioner_said, registry_words
 from nim_rollouts.core.verdicts.workloads import newest_of
 
 _LINE = 200
+# What Karpenter says of its fleets repeats itself for every type and zone; the record has all of it.
+_SHOWN_EVENT = 320
 _ITS_OWN = ("crash-loop", "startup-probe-failing")
 _UNSTARTED = ("rollout-in-progress", "stale-ready", "cache-preparing", "cache-downloading", "job-pending")
 
@@ -67,7 +69,8 @@ class Diagnosis:
     def _shown(self) -> list[str]:
         shown = [f"evidence: {', '.join(dict.fromkeys(self.evidence))}"] if self.evidence else []
         # An event whose words the message repeats says nothing more.
-        shown += [f"event {one}" for one in self.events[-1:] if one.partition(": ")[2][-60:] not in self.message]
+        said = [one for one in self.events[-1:] if one.partition(": ")[2][-60:] not in self.message]
+        shown += [f"event {one if len(one) <= _SHOWN_EVENT else one[:_SHOWN_EVENT] + '...'}" for one in said]
         shown += [f'last log line "{self.log[-1][:_LINE]}"'] if self.log else []
         return shown + ([f"spent: {self.spent}"] if self.spent else [])
 

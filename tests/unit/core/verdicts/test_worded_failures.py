@@ -192,6 +192,19 @@ def test_pods_that_fit_nowhere(message: str, slug: str, layer: str, words: str) 
     assert f"({layer}, {slug})" in judge(snapshot).in_words or words
 
 
+def test_a_fleets_errors_of_every_type_and_zone_do_not_fill_the_line() -> None:
+    snapshot = serving({})
+    scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes available"}
+    snapshot["Pod"][0]["status"] = {"phase": "Pending", "conditions": [scheduled]}
+    fleet = "; ".join(f"InsufficientInstanceCapacity: no g5.{size}xlarge capacity in us-west-2a" for size in range(99))
+    words = f"InsufficientCapacityError: NodeClaim g5-abc event: creating instance, with fleet error(s), {fleet}"
+    why = diagnose("NIMService", "s", judge(snapshot), snapshot, NOW, nodes=[words])
+    assert why.layer == "capacity"
+    assert "event InsufficientCapacityError: NodeClaim g5-abc event: creating instance" in why.line
+    assert len(why.line) < 900
+    assert why.events[-1] == words, "the record has all of it"
+
+
 @pytest.mark.parametrize(
     "words",
     [
