@@ -56,17 +56,24 @@ class Scope:
         c = self.cluster
         roles = ("cluster", "node", "system-node", "ebs-csi", "efs-csi", "cloudwatch", "karpenter")
         rules = ("health", "spot", "rebalance", "state", "capacity")
-        logs = ("application", "dataplane", "host", "performance")
         return {
             "EKS cluster": frozenset([c]),
             "launch template": frozenset([f"{c}-system"]),
             "IAM role": frozenset(f"{c}-{one}" for one in roles),
             "SQS queue": frozenset([f"{c}-karpenter"]),
             "EventBridge rule": frozenset(f"{c}-{one}" for one in rules),
-            "log group": frozenset([f"/aws/eks/{c}/cluster", *(f"/aws/containerinsights/{c}/{one}" for one in logs)]),
             "secret": frozenset([f"{c}/grafana"]),
             "KMS alias": frozenset([f"alias/{c}", f"alias/eks/{c}"]),
         }
+
+    def prefixes(self) -> dict[str, tuple[str, ...]]:
+        """Kind -> what names begin with that nothing but this cluster has: agents in it choose how they go on."""
+        return {"log group": (f"/aws/eks/{self.cluster}/", f"/aws/containerinsights/{self.cluster}/")}
+
+    def has_name(self, thing: Thing) -> bool:
+        """True when the thing is called what only this environment's are."""
+        known, beginnings = self.names().get(thing.kind, ()), self.prefixes().get(thing.kind, ())
+        return any(called in known or called.startswith(beginnings) for called in (thing.name, thing.id))
 
 
 @dataclass(frozen=True)
@@ -224,7 +231,7 @@ def found_by(thing: Thing, scope: Scope) -> tuple[str, ...]:
     reasons = [*thing.by]
     if thing.tags.get(ENVIRONMENT_TAG, scope.environment) == scope.environment:
         reasons += [f"tag {key}" for key, value in scope.marks.items() if thing.tags.get(key) == value]
-        if {thing.name, thing.id} & scope.names().get(thing.kind, frozenset()):
+        if scope.has_name(thing):
             reasons.append("name")
     if thing.vpc is not None and thing.vpc in scope.vpcs:
         reasons.append(f"vpc {thing.vpc}")

@@ -209,4 +209,4 @@ def test_later_pages_are_read(account: tuple[ClientOf, dict[str, str]]) -> None:
 
 
 def test_names_are_of_kinds_that_are_looked_at() -> None:
-    assert set(LAB.names()) <= {kind for one in look.LOOKS for kind in one.kinds}
+    assert {*LAB.names(), *LAB.prefixes()} <= {kind for one in look.LOOKS for kind in one.kinds}

@@ -29,10 +29,19 @@ DENIED = Unseen("volume", "AWS refuses ec2:DescribeVolumes (UnauthorizedOperatio
 SILENT = Unseen("SQS queue", "AWS throttles sqs:ListQueues (Throttling), also after retries")
 
 
-def test_the_control_planes_log_group_is_looked_for_by_its_exact_name() -> None:
-    names = ["/aws/eks/prod/cluster", "/aws/eks/prod/cluster-insights", "/aws/containerinsights/prod/host"]
-    found = [name for name in names if found_by(Thing(LOGS, name), PROD)]
-    assert found == ["/aws/eks/prod/cluster", "/aws/containerinsights/prod/host"]
+def test_log_groups_under_the_clusters_own_prefixes_are_its_whatever_their_end() -> None:
+    """Agents choose it: Prometheus' metrics, Fluent Bit's logs."""
+    names = [
+        "/aws/eks/prod/cluster",
+        "/aws/eks/prod/fluent-bit",
+        "/aws/containerinsights/prod/prometheus",
+        "/aws/eks/prod-2/cluster",
+        "/aws/eks/prod",
+        "/team/aws/eks/prod/cluster",
+    ]
+    assert [name for name in names if found_by(Thing(LOGS, name), PROD) == ("name",)] == names[:3]
+    neighbour = {"nim-rollouts/environment": "prod-2"}
+    assert [name for name in names if found_by(Thing(LOGS, name, tags=neighbour), PROD)] == []
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def _rules(events: Any, scope: Scope) -> Iterator[Thing]:
 def _log_groups(logs: Any, scope: Scope) -> Iterator[Thing]:
     """The dying control plane may write once more and so make its group again, unknown to terraform: the next apply
     fails on it."""
-    for prefix in (f"/aws/eks/{scope.cluster}/", f"/aws/containerinsights/{scope.cluster}/"):
+    for prefix in scope.prefixes()[LOGS]:
         for item in pages(logs, "describe_log_groups", "logGroups", logGroupNamePrefix=prefix):
             try:
                 tags = logs.list_tags_for_resource(resourceArn=item["arn"].removesuffix(":*")).get("tags", {})
