@@ -116,6 +116,8 @@ def test_all_planted_is_found_and_named_and_none_deleted(
          "elasticfilesystem:DescribeFileSystems"),
         ({"service": "eks", "action": "DescribeCluster", "code": "AccessDeniedException"}, LeftoversFound,
          "EKS cluster", "eks:DescribeCluster"),
+        ({"service": "secretsmanager", "action": "DescribeSecret", "code": "AccessDeniedException"}, LeftoversFound,
+         "secret", "secretsmanager:DescribeSecret"),
         ({"service": "sqs", "status": 500, "code": "InternalFailure"}, LeftoversFound, "SQS queue", None),
         ({"service": "iam", "action": "ListRoles", "status": 400, "code": "Throttling"}, LeftoversFound, "IAM role",
          None),

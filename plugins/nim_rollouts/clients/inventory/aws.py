@@ -19,7 +19,7 @@ _IAM_PREFIX = {
 }
 _DENIED = ("AccessDenied", "Unauthorized", "AuthorizationError", "NotAuthorized")
 _THROTTLED = ("Throttl", "RequestLimitExceeded", "TooManyRequests", "SlowDown")
-_GONE = ("NotFound", "NoSuchEntity", "NonExistentQueue", "QueueDoesNotExist")
+_GONE = ("NotFound", "NoSuchEntity", "NonExistentQueue", "QueueDoesNotExist", "NoSuchBucket")
 
 
 @dataclass(frozen=True)
