@@ -111,7 +111,7 @@ def ref(kind: str, identifier: str) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is left."""
+    """One thing that is left. `going`: AWS is deleting it, or all that holds it (see `going` below)."""
 
     kind: str
     id: str
@@ -194,7 +194,7 @@ class Inventory:
 def judge(things: Iterable[Thing], unseen: Iterable[Unseen], looked_at: Iterable[str], scope: Scope) -> Inventory:
     """The things that are the environment's, with whose they are and what holds them."""
     seen = {thing.ref: thing for thing in things}
-    held = held_by(seen.values())
+    held, leaving = held_by(seen.values()), going(seen.values())
     ours = {name: by for name, thing in seen.items() if (by := found_by(thing, scope))}
     findings = [
         Finding(
@@ -205,7 +205,7 @@ def judge(things: Iterable[Thing], unseen: Iterable[Unseen], looked_at: Iterable
             owner=owner(thing),
             held_by=held[name],
             state=thing.state,
-            going=thing.going,
+            going=name in leaving,
         )
         for name, by in ours.items()
         for thing in [seen[name]]
@@ -240,17 +240,32 @@ def found_by(thing: Thing, scope: Scope) -> tuple[str, ...]:
 
 def held_by(things: Iterable[Thing]) -> dict[str, tuple[str, ...]]:
     """For each thing what holds it; a holder is followed by what it belongs to itself."""
-    things = list(things)
-    direct: dict[str, list[str]] = {thing.ref: list(thing.held_by) for thing in things}
-    for thing in things:
-        for what in thing.holds:
-            direct.setdefault(what, []).append(thing.ref)
+    direct = _direct(things)
 
     def told(holder: str) -> str:
         above = [one for one in direct.get(holder, ()) if one != holder]
         return f"{holder} of {above[0]}" if above else holder
 
     return {name: tuple(dict.fromkeys(told(one) for one in holders)) for name, holders in direct.items()}
+
+
+def going(things: Iterable[Thing]) -> frozenset[str]:
+    """References of what AWS is deleting, and of what such things alone hold: whether that stays, or goes with its
+    holder as an instance's disk does, shows only once the holder is gone. Things that hold each other are not."""
+    things = list(things)
+    direct, leaving = _direct(things), {thing.ref for thing in things if thing.going}
+    while more := {name for name, by in direct.items() if by and leaving.issuperset(by)} - leaving:
+        leaving |= more
+    return frozenset(leaving)
+
+
+def _direct(things: Iterable[Thing]) -> dict[str, list[str]]:
+    things = list(things)
+    direct: dict[str, list[str]] = {thing.ref: list(thing.held_by) for thing in things}
+    for thing in things:
+        for what in thing.holds:
+            direct.setdefault(what, []).append(thing.ref)
+    return direct
 
 
 def holders(things: Iterable[Thing], identifiers: Iterable[str]) -> dict[str, tuple[str, ...]]:

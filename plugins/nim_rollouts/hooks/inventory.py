@@ -52,7 +52,7 @@ def _error(inventory: Inventory) -> NimRolloutsError:
     if left and all(one.going for one in left) and not inventory.denied:
         going = shortened((f"{one.kind} {one.id}" for one in left), 10)
         return InventoryUnknown(
-            f"AWS is still deleting {going}{besides}",
+            f"AWS is still deleting these, or what holds them: {going}{besides}",
             reason="leftovers-going",
             retry_after_s=60,
             hint="It is looked at again",
