@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: In terraform's and AWS's messages.
 _IDENTIFIER = re.compile(r"\b(?:vpc|subnet|sg|igw|rtb|eni|eipalloc|nat|vpce)-[0-9a-f]{8,17}\b")
 
+#: An address of a VPC, in any module; not that of the account's default VPC, which no destroy takes away.
+_IS_VPC = re.compile(r"(?:^|\.)aws_vpc\.[\w-]+(?:\[.*\])?$")
+
 
 def take(environment: Environment, store: Store, say: Callable[[str], None] = lambda _: None) -> Inventory:
     """The inventory. `say` takes a line for each kind that cannot be looked at."""
@@ -118,11 +121,17 @@ def naming_holders(environment: Environment, store: Store | None, error: NimRoll
 # --- the environment's networks -------------------------------------------------------------------------------------
 
 
-def remember_networks(environment: Environment, store: Store, outputs: dict[str, Any]) -> None:
-    """Write down the network of these outputs of terraform. Without one nothing changes."""
+def remember_networks(
+    environment: Environment, store: Store, outputs: dict[str, Any], addresses: Callable[[str], Iterable[str]]
+) -> None:
+    """Write down the network of these outputs of terraform, if terraform has made it. One that it only reads is not the
+    environment's alone: it stays, with what others have in it.
+
+    :param addresses: identifier -> what terraform's state has under it; asked of a network once, until it is known
+    """
     vpc = outputs.get("vpc_id")
     known = networks(environment, store)
-    if vpc and vpc not in known:
+    if vpc and vpc not in known and any(_IS_VPC.search(one) for one in addresses(vpc)):
         store.put(_key(environment), json.dumps({"vpcs": sorted({*known, vpc})}).encode())
 
 

@@ -43,7 +43,7 @@ class PlanDestroyOperator(TerraformPlanOperator):
         # What a killed apply has made and not written down is in no plan of a destruction, and would stay.
         interrupted.settle(terraform, stage.session, stage.log.info)
         # Once the state is empty, nothing else says in which network an untagged thing would lie.
-        remember_networks(stage.session.environment, stage.session.store, terraform.output())
+        remember_networks(stage.session.environment, stage.session.store, terraform.output(), terraform.state_list)
         for line in strangers(stage.session.environment, stage.session.store):
             stage.log.warning("terraform cannot remove what this is in: %s", line)
         return _plan(stage, terraform)

@@ -64,7 +64,9 @@ elif args[:2] == ["state", "list"]:
     if (here / "empty").exists():
         print("No state file was found!", file=sys.stderr)
         sys.exit(1)
-    print("aws_vpc.this\ndata.aws_partition.current\nmodule.a.data.aws_partition.x\nmodule.a.aws_vpc.b")
+    has = {"vpc-2": "data.aws_vpc.theirs\nmodule.a.aws_vpc.b"}
+    all = "aws_vpc.this\ndata.aws_partition.current\nmodule.a.data.aws_partition.x\nmodule.a.aws_vpc.b"
+    print(has.get(args[2].removeprefix("-id="), "") if args[2:] else all)
 """
 
 VARIABLES = {"environment": "unit", "admin_principal_arns": ["arn:aws:iam::123456789012:role/x"]}
@@ -197,6 +199,8 @@ def test_state_list(setup: Setup) -> None:
     terraform = setup.terraform()
     terraform.init(BACKEND)
     assert terraform.state_list() == ["aws_vpc.this", "module.a.aws_vpc.b"]
+    assert terraform.state_list("vpc-2") == ["module.a.aws_vpc.b"], "what is only read is not managed"
+    assert terraform.state_list("vpc-3") == []
     (setup.folder / "empty").touch()
     assert terraform.state_list() == []
 

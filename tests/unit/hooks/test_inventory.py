@@ -131,12 +131,40 @@ def environment(root: Path) -> Environment:
 def test_networks_are_remembered_until_nothing_is_left(environment: Environment, tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     assert inventory.networks(environment, store) == []
+    asked: list[str] = []
+
+    def addresses(identifier: str) -> list[str]:
+        asked.append(identifier)
+        return ["aws_vpc.this"]
+
     for outputs in ({"vpc_id": "vpc-2"}, {}, {"vpc_id": "vpc-1"}, {"vpc_id": "vpc-2"}, {"vpc_id": None}):
-        inventory.remember_networks(environment, store, outputs)
+        inventory.remember_networks(environment, store, outputs, addresses)
     assert inventory.networks(environment, store) == ["vpc-1", "vpc-2"]
+    assert asked == ["vpc-2", "vpc-1"], "terraform is started for what is new alone"
     inventory.forget_networks(environment, store)
     inventory.forget_networks(environment, store)
     assert inventory.networks(environment, store) == []
+
+
+@pytest.mark.parametrize(
+    ("addresses", "remembered"),
+    [
+        (["aws_vpc.this"], True),
+        (["aws_vpc.this[0]"], True),
+        (['module.network["a"].module.vpc.aws_vpc.this[0]'], True),
+        ([], False),
+        (["aws_default_vpc.default"], False),
+        (["aws_vpc_dhcp_options_association.this"], False),
+        (["module.aws_vpc.aws_route53_zone.this"], False),
+    ],
+)
+def test_a_network_that_terraform_only_reads_is_not_the_environments(
+    environment: Environment, tmp_path: Path, addresses: list[str], remembered: bool
+) -> None:
+    """Else a root in a VPC of others, with all that they have in it, would never end empty."""
+    store = FolderStore(tmp_path)
+    inventory.remember_networks(environment, store, {"vpc_id": "vpc-1"}, lambda _: addresses)
+    assert inventory.networks(environment, store) == (["vpc-1"] if remembered else [])
 
 
 SAID = "deleting EC2 VPC (vpc-0123456789abcdef0): DependencyViolation: has dependencies"

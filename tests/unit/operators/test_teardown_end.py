@@ -95,7 +95,11 @@ def test_destroy_remembers_the_network_and_names_what_holds_it(
 
     stage = down.stage("plan_destroy", deployment="")
     asked: list[dict[str, Any]] = []
-    fake = SimpleNamespace(output=lambda: {"vpc_id": "vpc-00000001"}, plan=lambda values, **how: asked.append(how))
+    fake = SimpleNamespace(
+        output=lambda: {"vpc_id": "vpc-00000001"},
+        state_list=lambda identifier: {"vpc-00000001": ["aws_vpc.this"]}[identifier],
+        plan=lambda values, **how: asked.append(how),
+    )
     monkeypatch.setattr("nim_rollouts.hooks.infrastructure.variables", lambda environment: {})
     monkeypatch.setattr("nim_rollouts.hooks.inventory.strangers", lambda environment, store: ["instance i-1"])
     teardown_terraform.PlanDestroyOperator(task_id="plan_destroy").plan(stage, fake)
