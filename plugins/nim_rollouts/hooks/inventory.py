@@ -17,6 +17,7 @@ from nim_rollouts.core.errors import AccessDenied, InventoryUnknown, LeftoversFo
 from nim_rollouts.core.inventory import Answer, Inventory, Scope, in_the_way, shortened
 
 if TYPE_CHECKING:
+    from nim_rollouts.clients.inventory.aws import ClientOf
     from nim_rollouts.clients.store import Store
 
 #: In terraform's and AWS's messages.
@@ -31,7 +32,7 @@ def take(environment: Environment, store: Store, say: Callable[[str], None] = la
     from nim_rollouts.clients.inventory import look
 
     scope = Scope(environment.name, environment.cluster.name, frozenset(networks(environment, store)))
-    return look.take(_clients(environment), scope, say)
+    return look.take(clients(environment), scope, say)
 
 
 def require_empty(inventory: Inventory) -> None:
@@ -83,7 +84,7 @@ def strangers(environment: Environment, store: Store) -> list[str]:
     from nim_rollouts.clients.inventory import look
 
     scope = Scope(environment.name, environment.cluster.name, frozenset(networks(environment, store)))
-    return [one.text() for one in in_the_way(look.network(_clients(environment), scope).leftovers)]
+    return [one.text() for one in in_the_way(look.network(clients(environment), scope).leftovers)]
 
 
 def holders(environment: Environment, store: Store | None, identifiers: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -96,7 +97,7 @@ def holders(environment: Environment, store: Store | None, identifiers: Iterable
     wanted = set(identifiers)
     vpcs = {one for one in wanted if one.startswith("vpc-")} | set(networks(environment, store) if store else ())
     scope = Scope(environment.name, environment.cluster.name, frozenset(vpcs))
-    return look.held(_clients(environment), scope, wanted)
+    return look.held(clients(environment), scope, wanted)
 
 
 def naming_holders(environment: Environment, store: Store | None, error: NimRolloutsError) -> NimRolloutsError:
@@ -150,20 +151,20 @@ def _key(environment: Environment) -> str:
     return f"networks/{environment.name}.json"
 
 
-def _clients(environment: Environment) -> Callable[[str], Any]:
+def clients(environment: Environment) -> ClientOf:
+    """Clients through the environment's connection, made when they are asked for."""
     from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
     from botocore.config import Config
 
     # The connection's own settings (a proxy, for one) stay; a service that does not answer must not take hours.
     ours = Config(connect_timeout=10, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 5})
-
-    # One session for all: each new one reads botocore's tables again, half of what an inventory would take.
     hook = AwsBaseHook(aws_conn_id=environment.aws_conn_id, client_type="ec2", region_name=environment.region)
-    session, config = hook.get_session(), hook.config.merge(ours)
+    # One for all: each new one reads botocore's tables again, half of what an inventory would take.
+    session = cache(hook.get_session)
 
     @cache
     def client_of(service: str) -> Any:
-        endpoint = hook.conn_config.get_service_endpoint_url(service_name=service)
-        return session.client(service, endpoint_url=endpoint, config=config, verify=hook.verify)
+        endpoint, config = hook.conn_config.get_service_endpoint_url(service_name=service), hook.config.merge(ours)
+        return session().client(service, endpoint_url=endpoint, config=config, verify=hook.verify)
 
     return client_of

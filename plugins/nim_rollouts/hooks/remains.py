@@ -7,11 +7,15 @@ from enum import StrEnum
 from typing import Any
 
 from nim_rollouts.clients import remains
+from nim_rollouts.clients.inventory.aws import ClientOf
 from nim_rollouts.clients.remains import Remain
 from nim_rollouts.core.errors import InventoryUnknown
 from nim_rollouts.core.inventory import ENVIRONMENT_TAG
 from nim_rollouts.core.teardown import Scope
+from nim_rollouts.hooks import inventory
 from nim_rollouts.hooks.session import Session
+
+Removed = Sequence[Mapping[str, Any]]
 
 
 class Cloud(StrEnum):
@@ -27,7 +31,7 @@ class Cloud(StrEnum):
         return _REMEDIES[self]
 
 
-def look(session: Session, cloud: Cloud, removed: Sequence[Mapping[str, Any]]) -> list[Remain]:
+def look(session: Session, cloud: Cloud, removed: Removed) -> list[Remain]:
     """What is still there; empty when nothing is.
 
     :param removed: what the deleting stage had named
@@ -37,7 +41,7 @@ def look(session: Session, cloud: Cloud, removed: Sequence[Mapping[str, Any]]) -
 
     region = session.environment.region
     try:
-        return _LOOKS[cloud](session, removed)
+        return _LOOKS[cloud](session, inventory.clients(session.environment), removed)
     except (BotoCoreError, ClientError) as error:
         raise InventoryUnknown(
             f"AWS does not tell about {cloud} in {region}: {error}",
@@ -50,43 +54,34 @@ def _scope(session: Session) -> Scope:
     return Scope((session.ledger.read("validate", "result") or {}).get("scope", Scope.DEPLOYMENT))
 
 
-def _access_points(session: Session, removed: Sequence[Mapping[str, Any]]) -> list[Remain]:
+def _access_points(session: Session, client_of: ClientOf, removed: Removed) -> list[Remain]:
     """Of one deployment those of its volumes; of more, all on the environment's file systems."""
     known = [str(one["handle"]) for one in removed if one.get("handle")]
     whole = _scope(session) is not Scope.DEPLOYMENT
     if not known and not whole:
         return []
-    efs = _client(session, "efs")
+    efs = client_of("efs")
     on = remains.file_systems(efs, ENVIRONMENT_TAG, session.environment.name) if whole else []
     return remains.access_points(efs, on, known)
 
 
-def _instances(session: Session, removed: Sequence[Mapping[str, Any]]) -> list[Remain]:
+def _instances(session: Session, client_of: ClientOf, removed: Removed) -> list[Remain]:
     if _scope(session) is Scope.DEPLOYMENT:
         return []
-    return remains.instances(_client(session, "ec2"), session.environment.cluster.name)
+    return remains.instances(client_of("ec2"), session.environment.cluster.name)
 
 
-def _balancers(session: Session, removed: Sequence[Mapping[str, Any]]) -> list[Remain]:
+def _balancers(session: Session, client_of: ClientOf, removed: Removed) -> list[Remain]:
     """Nothing where the network stays: those of others stay with it."""
     if _scope(session) is not Scope.EVERYTHING:
         return []
-    ec2 = _client(session, "ec2")
+    ec2 = client_of("ec2")
     ours = remains.vpcs(ec2, ENVIRONMENT_TAG, session.environment.name)
-    found = remains.balancers(_client(session, "elbv2"), _client(session, "elb"), session.environment.cluster.name)
+    found = remains.balancers(client_of("elbv2"), client_of("elb"), session.environment.cluster.name)
     return [*found, *remains.balancer_interfaces(ec2, ours)]
 
 
-def _client(session: Session, service: str) -> Any:
-    from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
-
-    environment = session.environment
-    return AwsBaseHook(
-        aws_conn_id=environment.aws_conn_id, client_type=service, region_name=environment.region
-    ).get_conn()
-
-
-_LOOKS: dict[Cloud, Callable[[Session, Sequence[Mapping[str, Any]]], list[Remain]]] = {
+_LOOKS: dict[Cloud, Callable[[Session, ClientOf, Removed], list[Remain]]] = {
     Cloud.ACCESS_POINTS: _access_points,
     Cloud.INSTANCES: _instances,
     Cloud.BALANCERS: _balancers,

@@ -139,7 +139,8 @@ def test_an_aws_error_is_unknown_and_not_empty(down: World, monkeypatch: pytest.
         raise ClientError({"Error": {"Code": "UnauthorizedOperation", "Message": "no"}}, "DescribeInstances")
 
     monkeypatch.undo()
-    monkeypatch.setattr("nim_rollouts.hooks.remains._client", lambda *_: SimpleNamespace(get_paginator=refused))
+    refusing = SimpleNamespace(can_paginate=lambda _: True, get_paginator=refused)
+    monkeypatch.setattr("nim_rollouts.hooks.inventory.clients", lambda _: lambda service: refusing)
     with pytest.raises(InventoryUnknown, match="UnauthorizedOperation"):
         look(down.session(), Cloud.INSTANCES, [])
 
@@ -152,7 +153,7 @@ def test_of_one_deployment_no_instance_and_no_balancer_is_asked_for(
     def asked(*_: Any) -> Any:
         raise AssertionError("AWS was asked")
 
-    monkeypatch.setattr("nim_rollouts.hooks.remains._client", asked)
+    monkeypatch.setattr("nim_rollouts.hooks.inventory.clients", lambda _: asked)
     down.session().ledger.record("validate", 2, "result", {"scope": "deployment", "deployments": {}})
     for cloud in Cloud:
         assert look(down.session(), cloud, []) == []
