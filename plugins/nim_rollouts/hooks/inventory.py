@@ -69,14 +69,22 @@ def _error(inventory: Inventory) -> NimRolloutsError:
             hint="Nothing of this is deleted for you: remove first what holds, then what is held, and clear this task",
         )
     unknown = f"AWS does not tell whether anything is left: {shortened((one.text() for one in blind), 10)}"
-    if inventory.denied:
+    return untold(unknown, denied=inventory.denied)
+
+
+def untold(message: str, *, denied: bool) -> NimRolloutsError:
+    """The error of whoever could not look.
+
+    :param denied: a right is missing, which the message names: looking again does not help
+    """
+    if denied:
         return AccessDenied(
-            unknown,
+            message,
             layer="teardown",
             reason="inventory-denied",
             hint="Grant the worker's role what is named (docs/worker-rights.json has it all), and clear this task",
         )
-    return InventoryUnknown(unknown, hint="It is looked at again; if that does not help, clear this task later")
+    return InventoryUnknown(message, hint="It is looked at again; if that does not help, clear this task later")
 
 
 def strangers(environment: Environment, store: Store) -> list[str]:

@@ -7,9 +7,8 @@ from enum import StrEnum
 from typing import Any
 
 from nim_rollouts.clients import remains
-from nim_rollouts.clients.inventory.aws import ClientOf
+from nim_rollouts.clients.inventory.aws import ClientOf, service_of, unseen
 from nim_rollouts.clients.remains import Remain
-from nim_rollouts.core.errors import InventoryUnknown
 from nim_rollouts.core.inventory import ENVIRONMENT_TAG
 from nim_rollouts.core.teardown import Scope
 from nim_rollouts.hooks import inventory
@@ -35,18 +34,19 @@ def look(session: Session, cloud: Cloud, removed: Removed) -> list[Remain]:
     """What is still there; empty when nothing is.
 
     :param removed: what the deleting stage had named
+    :raises AccessDenied: a right is missing
     :raises InventoryUnknown: AWS does not tell, and unknown is not empty
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
-    region = session.environment.region
+    services, see = _LOOKS[cloud]
+    client_of = inventory.clients(session.environment)
     try:
-        return _LOOKS[cloud](session, inventory.clients(session.environment), removed)
+        return see(session, client_of, removed)
     except (BotoCoreError, ClientError) as error:
-        raise InventoryUnknown(
-            f"AWS does not tell about {cloud} in {region}: {error}",
-            hint="Grant the worker's role the reading call, or wait for AWS, and clear this task",
-        ) from error
+        blind = unseen(str(cloud), service_of(client_of, services, error), error)
+        message = f"AWS does not tell about {blind.text()} (region {session.environment.region})"
+        raise inventory.untold(message, denied=blind.action is not None) from error
 
 
 def _scope(session: Session) -> Scope:
@@ -81,10 +81,12 @@ def _balancers(session: Session, client_of: ClientOf, removed: Removed) -> list[
     return [*found, *remains.balancer_interfaces(ec2, ours)]
 
 
-_LOOKS: dict[Cloud, Callable[[Session, ClientOf, Removed], list[Remain]]] = {
-    Cloud.ACCESS_POINTS: _access_points,
-    Cloud.INSTANCES: _instances,
-    Cloud.BALANCERS: _balancers,
+#: The services that are asked, and who asks them.
+_LOOKS: dict[Cloud, tuple[tuple[str, ...], Callable[[Session, ClientOf, Removed], list[Remain]]]] = {
+    Cloud.ACCESS_POINTS: (("efs",), _access_points),
+    Cloud.INSTANCES: (("ec2",), _instances),
+    # DescribeTags is a call of EC2's too, but not one that is made.
+    Cloud.BALANCERS: (("elbv2", "elb", "ec2"), _balancers),
 }
 _REMEDIES = {
     Cloud.ACCESS_POINTS: "See in the log of the EFS CSI controller why it does not delete them, or delete them in EFS",
