@@ -55,9 +55,10 @@ def _scope(session: Session) -> Scope:
 
 
 def _access_points(session: Session, client_of: ClientOf, removed: Removed) -> list[Remain]:
-    """Of one deployment those of its volumes; of more, all on the environment's file systems."""
+    """Those of the volumes that were named; where the file systems go, all that are on them. What others have on one
+    that stays is nobody's business here."""
     known = [str(one["handle"]) for one in removed if one.get("handle")]
-    whole = _scope(session) is not Scope.DEPLOYMENT
+    whole = _scope(session) is Scope.EVERYTHING
     if not known and not whole:
         return []
     efs = client_of("efs")

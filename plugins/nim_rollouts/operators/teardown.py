@@ -180,24 +180,25 @@ class DeleteCachesOperator(DeletingOperator):
         return {"removed": self.delete(stage, cluster, caches, volumes)}
 
     def _volumes(self, stage: Stage, cluster: Cluster, caches: list[Object]) -> list[Object]:
-        """The volumes of the caches' claims, and of those that an earlier, interrupted run took away: by the
-        environment's storage class. Somebody else's volume of that class holds a teardown of the platform up, and
-        should: its data lies on the file system that would be destroyed. With one deployment alone those of another
-        whose name merely begins like its name are not concerned."""
+        """The volumes of the caches' claims, and of those that an earlier, interrupted run took away: by their claim's
+        name, which no deployment of a longer name has. Before the file system is destroyed all of the environment's
+        storage class: somebody else's holds the teardown up, and should, for its data lies there."""
         from nim_rollouts.core.names import is_claim_of
 
         claims = {
             (one["metadata"]["namespace"], (one.get("status") or {}).get("pvc") or f"{one['metadata']['name']}-pvc")
             for one in caches
         }
-        ours = stage.session.environment.storage_class
+        request = stage.session.facts("validate")
+        every, names = request["scope"] == Scope.EVERYTHING, request["deployments"]
 
         def concerned(volume: Object) -> bool:
             namespace, claim = _claim_of(volume)
             if (namespace, claim) in claims:
                 return True
-            of_class = (volume.get("spec") or {}).get("storageClassName") == ours
-            return of_class and (not self.deployment or is_claim_of(self.deployment, str(claim)))
+            if (volume.get("spec") or {}).get("storageClassName") != stage.session.environment.storage_class:
+                return False
+            return every or any(is_claim_of(name, str(claim)) for name in names)
 
         return [one for one in cluster.list("v1", "PersistentVolume") if concerned(one)]
 

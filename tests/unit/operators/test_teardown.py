@@ -44,16 +44,30 @@ def test_volumes_that_an_earlier_run_left_are_waited_for(down: World) -> None:
     assert [one["name"] for one in run(down, teardown.DeleteCachesOperator, "delete_caches")["removed"]] == ["pv-1"]
 
 
-def test_of_one_deployment_the_volumes_of_a_longer_name_are_not_waited_for(down: World) -> None:
+@pytest.mark.parametrize(
+    ("scope", "deployments", "waited_for"),
+    [
+        ("deployment", [DEPLOYMENT], {"mine", "probe"}),
+        ("platform", [DEPLOYMENT, "another"], {"mine", "probe", "other"}),
+        ("everything", [DEPLOYMENT], {"mine", "probe", "longer", "other", "theirs"}),
+    ],
+)
+def test_volumes_of_others_are_waited_for_where_their_file_system_goes(
+    down: World, scope: str, deployments: list[str], waited_for: set[str]
+) -> None:
+    """Where it stays, theirs do; a name that merely begins like a deployment's is not its."""
     claims = {"mine": f"{DEPLOYMENT}-0123abcd-pvc", "probe": f"{DEPLOYMENT}-probe-0123abcd-x7k2p-data",
-              "longer": f"{DEPLOYMENT}-int4-0123abcd-pvc", "other": "another-0123abcd-pvc"}  # fmt: skip
+              "longer": f"{DEPLOYMENT}-int4-0123abcd-pvc", "other": "another-0123abcd-pvc",
+              "theirs": "data"}  # fmt: skip
     for name, claim in claims.items():
         spec = {"claimRef": {"namespace": "nim-service", "name": claim}, "storageClassName": "efs-sc-dynamic"}
         down.cluster.put(obj("PersistentVolume", name, spec=spec))
-    operator = teardown.DeleteCachesOperator(task_id="delete_caches")
-    operator.deployment = DEPLOYMENT
-    facts = operator.run(down.stage("delete_caches", deployment=""))
-    assert {one["name"] for one in facts["removed"]} == {"my-nimcache", "mine", "probe"}
+    of_others = {"claimRef": {"namespace": "nim-service", "name": claims["mine"]}, "storageClassName": "gp3"}
+    down.cluster.put(obj("PersistentVolume", "of another class", spec=of_others))
+    request = {"scope": scope, "deployments": dict.fromkeys(deployments, 1)}
+    down.session(deployment="").ledger.record("validate", 2, "result", request)
+    facts = run(down, teardown.DeleteCachesOperator, "delete_caches")
+    assert {one["name"] for one in facts["removed"]} == {"my-nimcache", *waited_for}
 
 
 def test_an_interrupted_try_is_not_forgotten(down: World) -> None:

@@ -219,3 +219,19 @@ def test_of_one_deployment_no_instance_and_no_balancer_is_asked_for(
     down.session().ledger.record("validate", 2, "result", {"scope": "deployment", "deployments": {}})
     for cloud in Cloud:
         assert look(down.session(), cloud, []) == []
+
+
+@pytest.mark.parametrize(("scope", "whole"), [("deployment", False), ("platform", False), ("everything", True)])
+def test_others_may_keep_their_access_points_on_a_file_system_that_stays(
+    down: World, monkeypatch: pytest.MonkeyPatch, scope: str, whole: bool
+) -> None:
+    monkeypatch.undo()
+    asked: list[Any] = []
+    monkeypatch.setattr("nim_rollouts.hooks.inventory.clients", lambda _: lambda service: service)
+    monkeypatch.setattr("nim_rollouts.clients.remains.file_systems", lambda efs, tag, value: ["fs-1"])
+    monkeypatch.setattr("nim_rollouts.clients.remains.access_points", lambda *asked_for: asked.append(asked_for) or [])
+    down.session().ledger.record("validate", 2, "result", {"scope": scope, "deployments": {}})
+    for removed in ([{"handle": "fs-1::fsap-1"}, {"kind": "NIMCache"}], []):
+        assert look(down.session(), Cloud.ACCESS_POINTS, removed) == []
+    on = ["fs-1"] if whole else []
+    assert asked == [("efs", on, ["fs-1::fsap-1"]), *([("efs", on, [])] if whole else [])]
