@@ -11,6 +11,7 @@ from nim_rollouts.core.teardown import Scope
 from nim_rollouts.operators.base import Facts, Stage
 from nim_rollouts.operators.teardown import DeletingOperator
 from nim_rollouts.operators.teardown_nodes import launched_nodes
+from nim_rollouts.operators.teardown_volumes import refuse_volumes
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.cluster import Cluster, Object
@@ -76,7 +77,9 @@ class DeleteStorageClassOperator(DeletingOperator):
     """The storage class, if it is ours."""
 
     def run(self, stage: Stage) -> Facts:
-        """Order the deletion."""
+        """Order the deletion. Refused before a destruction while a volume is left: here nobody's release holds one any
+        more, and its driver still runs."""
+        refuse_volumes(stage)
         cluster = self.cluster(stage)
         if cluster is None:
             return {"removed": []}

@@ -12,6 +12,7 @@ from nim_rollouts.operators.approval import ApprovePlanOperator, AskOperator
 from nim_rollouts.operators.base import Facts, Stage
 from nim_rollouts.operators.inventory import InventoryOperator
 from nim_rollouts.operators.teardown_nodes import launched_nodes
+from nim_rollouts.operators.teardown_volumes import refuse_volumes
 from nim_rollouts.operators.terraform import TerraformApplyOperator, TerraformPlanOperator
 
 if TYPE_CHECKING:
@@ -90,10 +91,11 @@ class TerraformDestroyOperator(TerraformApplyOperator):
     plan_stage = DESTROY_PLAN_STAGE
 
     def run(self, stage: Stage) -> Facts:
-        """Refused while a launched node is left. What holds a network that does not go is named."""
+        """Refused while a launched node is left, or a volume. What holds a network that does not go is named."""
         from nim_rollouts.hooks.inventory import naming_holders
 
         _refuse_nodes(stage)
+        refuse_volumes(stage)
         try:
             return super().run(stage)
         except NimRolloutsError as error:
