@@ -47,6 +47,7 @@ class Scope:
             "ingress.k8s.aws/cluster": self.cluster,
             "cluster.k8s.amazonaws.com/name": self.cluster,
             "karpenter.k8s.aws/cluster": self.cluster,
+            "ebs.csi.aws.com/cluster-name": self.cluster,
             "KubernetesCluster": self.cluster,
         }
 

@@ -53,6 +53,10 @@ def test_log_groups_under_the_clusters_own_prefixes_are_its_whatever_their_end()
         (Thing("security group", "sg-1", "prod"), ()),
         (Thing("instance", "i-1", tags={"kubernetes.io/cluster/prod": "shared"}), ()),
         (Thing("instance", "i-1", tags={"eks:eks-cluster-name": "prod"}), ("tag eks:eks-cluster-name",)),
+        (
+            Thing("volume", "vol-1", tags={"ebs.csi.aws.com/cluster-name": "prod"}),
+            ("tag ebs.csi.aws.com/cluster-name",),
+        ),
         (Thing("instance", "i-1", vpc="vpc-2"), ()),
         (Thing("instance", "i-1", vpc="vpc-1", tags={"nim-rollouts/environment": "b"}), ("vpc vpc-1",)),
     ],
