@@ -25,9 +25,9 @@ from nim_rollouts.clients.approvals import read_answer
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.helm import Helm
 from nim_rollouts.core.errors import AccessDenied
+from nim_rollouts.core.verdicts.objects import is_deleting
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators.finalizers import FREED
-from nim_rollouts.operators.teardown import is_going
 from nim_rollouts.operators.teardown_nodes import KARPENTER_API, NODEPOOL_LABEL, launched_nodes
 from rehearsal.aws.environment import environment as aws_environment
 from rehearsal.aws.inventory import inventory
@@ -287,7 +287,7 @@ def test_7_an_earlier_teardown_was_killed_after_the_node_pools(infrastructure: G
         before = ground.teardown(until="delete_node_pools", before=away)
     assert "wait_nodes_gone" not in before.states and before.failed == []
     assert ground.objects("NodePool", KARPENTER_API) == []
-    until(lambda: all(is_going(one) for one in ground.objects("NodeClaim", KARPENTER_API)), "the claims' deletion")
+    until(lambda: all(is_deleting(one) for one in ground.objects("NodeClaim", KARPENTER_API)), "the claims' deletion")
     assert [one["metadata"]["finalizers"] for one in ground.objects("NodeClaim", KARPENTER_API)] == [[TERMINATION]]
     assert len(launched) == 1 and ground.instances() == launched
 
