@@ -385,34 +385,37 @@ def test_9_karpenter_was_uninstalled_by_hand_and_its_nodes_remain(infrastructure
 
 def test_what_refuses_it_refuses_before_anything_is_deleted(infrastructure: Ground) -> None:
     ground = infrastructure
-    ground.deploy("wait_cache")
-    stands = ground.standing()
-    assert {"NIMCache", "NodePool", "NodeClaim"} <= {kind for kind, _ in stands}
+    with ground.timing(node_empty=600):
+        ground.deploy("wait_cache")
+        stands = ground.standing()
+        assert {"NIMCache", "NodePool", "NodeClaim"} <= {kind for kind, _ in stands}
 
-    pool = yaml.safe_load(THEIR_POOL)
-    ground.cluster.apply(pool)
-    run = ground.teardown("everything")
-    assert run.errors["validate"].reason == "leftovers"
-    assert "these node pools are not ours: NodePool/theirs" in run.errors["validate"].message
-    assert {state for task, state in run.states.items() if task not in ("validate", "conclude")} == {"upstream_failed"}
-    ground.cluster.delete(pool)
+        pool = yaml.safe_load(THEIR_POOL)
+        ground.cluster.apply(pool)
+        run = ground.teardown("everything")
+        assert run.errors["validate"].reason == "leftovers"
+        assert "these node pools are not ours: NodePool/theirs" in run.errors["validate"].message
+        assert {state for task, state in run.states.items() if task not in ("validate", "conclude")} == {
+            "upstream_failed"
+        }
+        ground.cluster.delete(pool)
 
-    ground.write(approval="always")
-    run = ground.teardown("everything", answer=lambda subject, body: False)
-    ((task, subject, body),) = run.questions
-    assert (task, subject.partition(":")[0]) == ("approve_destroy", NAME)
-    assert "aws_vpc.this" in body and f"services and caches of `{DEPLOYMENT}`" in body
-    ran = {"validate", "plan_destroy", "approve_destroy", "conclude"}
-    assert {task for task, state in run.states.items() if state == "success"} == ran
-    assert {state for task, state in run.states.items() if task not in ran} == {"skipped"}
-    assert Session(NAME, "", run.run_id).facts("conclude", "decision")["decision"] == "declined"
-    # Whatever of it somebody clears: it was declined.
-    again = ground.pipelines.run("nim_teardown", run.params, again=run, from_task="delete_caches")
-    assert again.errors["delete_caches"].reason == "not-approved"
-    assert ground.standing() == stands
+        ground.write(approval="always")
+        run = ground.teardown("everything", answer=lambda subject, body: False)
+        ((task, subject, body),) = run.questions
+        assert (task, subject.partition(":")[0]) == ("approve_destroy", NAME)
+        assert "aws_vpc.this" in body and f"services and caches of `{DEPLOYMENT}`" in body
+        ran = {"validate", "plan_destroy", "approve_destroy", "conclude"}
+        assert {task for task, state in run.states.items() if state == "success"} == ran
+        assert {state for task, state in run.states.items() if task not in ran} == {"skipped"}
+        assert Session(NAME, "", run.run_id).facts("conclude", "decision")["decision"] == "declined"
+        # Whatever of it somebody clears: it was declined.
+        again = ground.pipelines.run("nim_teardown", run.params, again=run, from_task="delete_caches")
+        assert again.errors["delete_caches"].reason == "not-approved"
+        assert ground.standing() == stands
 
-    ground.write()
-    ground.assert_platform_gone(ground.teardown())
+        ground.write()
+        ground.assert_platform_gone(ground.teardown())
 
 
 def test_10_the_cluster_was_deleted_by_hand_and_the_network_remains(infrastructure: Ground) -> None:
