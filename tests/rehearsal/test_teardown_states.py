@@ -410,8 +410,8 @@ def test_what_refuses_it_refuses_before_anything_is_deleted(infrastructure: Grou
         assert {state for task, state in run.states.items() if task not in ran} == {"skipped"}
         assert Session(NAME, "", run.run_id).facts("conclude", "decision")["decision"] == "declined"
         # Whatever of it somebody clears: it was declined.
-        again = ground.pipelines.run("nim_teardown", run.params, again=run, from_task="delete_caches")
-        assert again.errors["delete_caches"].reason == "not-approved"
+        again = ground.pipelines.run("nim_teardown", run.params, again=run, from_task="delete_services")
+        assert again.errors["delete_services"].reason == "not-approved"
         assert ground.standing() == stands
 
         ground.write()
