@@ -12,6 +12,7 @@ from nim_rollouts.core.errors import (
     ClusterMissing,
     ClusterUnavailable,
     LeftoversFound,
+    NeedsHumanError,
 )
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators import teardown, teardown_addons, teardown_nodes, teardown_platform, teardown_terraform
@@ -127,10 +128,27 @@ def test_one_deployment_alone_leaves_the_platform(down: World) -> None:
         run(down, teardown_platform.DeleteNamespacesOperator, "delete_namespaces")
 
 
-def test_the_platform_alone_leaves_the_infrastructure(down: World) -> None:
-    down.session(deployment="").ledger.record("validate", 2, "result", {"scope": "platform", "deployments": {}})
-    with pytest.raises(AirflowSkipException):
-        run(down, teardown_terraform.PlanDestroyOperator, "plan_destroy")
+@pytest.mark.parametrize("scope", ["deployment", "platform"])
+def test_a_smaller_scope_leaves_the_infrastructure(down: World, scope: str) -> None:
+    down.session(deployment="").ledger.record("validate", 2, "result", {"scope": scope, "deployments": {}})
+    for step in (teardown_terraform.PlanDestroyOperator, teardown_terraform.TerraformDestroyOperator):
+        with pytest.raises(AirflowSkipException):
+            run(down, step, "terraform")
+
+
+@pytest.mark.parametrize("asked", ["approve_destroy", "approve_finalizers"])
+def test_after_a_no_nothing_is_deleted_whatever_is_cleared(
+    down: World, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    told = {"declined": True, "told": "rejected by grace at noon"}
+    down.session(deployment="").ledger.record(asked, 1, "result", told)
+    operator = teardown.DeleteCachesOperator(task_id="delete_caches")
+    down.prepared(operator, monkeypatch)
+    operator.deployment = ""
+    with pytest.raises(NeedsHumanError, match="rejected by grace at noon") as refused:
+        operator.execute(down.context("delete_caches"))
+    assert refused.value.reason == "not-approved"
+    assert down.cluster.log == []
 
 
 @pytest.mark.parametrize(
