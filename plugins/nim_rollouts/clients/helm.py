@@ -30,13 +30,14 @@ from typing import Any, NoReturn
 
 import yaml
 
-from nim_rollouts.clients import helm_charts
+from nim_rollouts.clients import helm_charts, helm_revisions
 from nim_rollouts.clients.addon_files import values_of
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.helm_charts import Chart
 from nim_rollouts.clients.helm_process import BINARY_VARIABLE as BINARY_VARIABLE
 from nim_rollouts.clients.helm_process import HelmEnded, HelmProcess, write_private
 from nim_rollouts.clients.helm_process import find_binary as find_binary
+from nim_rollouts.clients.helm_revisions import HelmStatus as HelmStatus
 from nim_rollouts.clients.include import Include
 from nim_rollouts.clients.resources import Ref
 from nim_rollouts.core import chartvalues
@@ -45,26 +46,7 @@ from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, NimRolloutsErr
 
 log = logging.getLogger(__name__)
 
-CHART_LABEL, VALUES_LABEL, SOURCE_LABEL = "nim-rollouts/chart", "nim-rollouts/values", "nim-rollouts/source"
 CRD_MANAGERS = ("helm", "manager", "kubectl")
-_LABEL_DIGITS = 40  # a label's value ends at 63 characters, a whole digest at 64
-_GOOD = ("deployed", "superseded")
-
-
-@dataclass(frozen=True)
-class HelmStatus:
-    """One revision of a release. Digests (of the chart, 40 hex digits): None when it was not ours."""
-
-    revision: int
-    status: str
-    chart_digest: str | None
-    values_digest: str | None
-    source: str | None = None
-
-    @property
-    def content(self) -> tuple[str | None, str | None]:
-        """What tells it from another revision."""
-        return self.chart_digest, self.values_digest
 
 
 @dataclass(frozen=True)
@@ -94,9 +76,7 @@ class Helm:
 
     def history(self, addon: Addon) -> list[HelmStatus]:
         """The revisions that are kept, oldest first."""
-        secrets = self.cluster.list("v1", "Secret", addon.namespace, label_selector=f"owner=helm,name={addon.name}")
-        revisions = [_revision(secret["metadata"]["labels"]) for secret in secrets]
-        return sorted(revisions, key=lambda one: one.revision)
+        return helm_revisions.history(self.cluster, addon)
 
     def upgrade_install(
         self, addon: Addon, *, outputs: Mapping[str, Any] | None = None, wait_s: float | None = None
@@ -112,11 +92,11 @@ class Helm:
         values, extra = self._values(addon), overlay(addon, outputs or {})
         values_digest = _values_digest(values, extra)
         before = self.status(addon)
-        if addon.digest and _is(before, addon.digest, values_digest):
+        if addon.digest and helm_revisions.holds(before, addon.digest, values_digest):
             return HelmResult(False, before.revision, before.status, addon.digest, addon.version)  # type: ignore[union-attr]
         with tempfile.TemporaryDirectory(prefix="nim-rollouts-chart-") as work:
             chart = helm_charts.fetch(self.process, addon, self.include, Path(work), self.timeout_s)
-            if before and _is(before, chart.digest, values_digest):
+            if before and helm_revisions.holds(before, chart.digest, values_digest):
                 return HelmResult(False, before.revision, before.status, chart.digest, chart.version)
             _refuse_changed(addon, before, chart)
             for problem in chartvalues.unknown(chartvalues.merged(values, extra), helm_charts.defaults(chart.path)):
@@ -124,7 +104,7 @@ class Helm:
             before = self._make_free(addon, before)
             for definition in self._crds(addon, chart):
                 self.cluster.apply(_labelled(definition, addon), force_managers=CRD_MANAGERS)
-            labels = {CHART_LABEL: _short(chart.digest), VALUES_LABEL: values_digest, SOURCE_LABEL: _source(addon)}
+            labels = helm_revisions.labels(addon, chart.digest, values_digest)
             arguments = ["upgrade", "--install", addon.name, str(chart.path), "--create-namespace", "--skip-crds"]
             arguments += ["--labels", ",".join(f"{key}={value}" for key, value in labels.items())]
             arguments += ["--description", f"chart {chart.digest}", "--history-max", "5", "--server-side", "true"]
@@ -147,7 +127,7 @@ class Helm:
         """
         self._make_free(addon, self.status(addon))
         known = self.history(addon)
-        wanted = _earlier(known, to)
+        wanted = helm_revisions.earlier(known, to)
         if wanted is None:
             raise HelmFailed(
                 f"release {addon.name} has no {'earlier good revision' if to is None else f'good revision {to}'} "
@@ -196,7 +176,7 @@ class Helm:
         failed = known[-1] if known else None
         if not known or failed is None or (before is not None and failed.revision <= before.revision):
             raise ended.as_error() from ended  # nothing was begun, or nobody can tell
-        good = next((one for one in reversed(known[:-1]) if one.status in _GOOD), None)
+        good = helm_revisions.good(known[:-1])
         told = f"add-on {addon.name}: revision {failed.revision} failed ({ended.why}): {ended.text}"
         try:
             if good is not None:
@@ -291,34 +271,11 @@ def _labelled(definition: Mapping[str, Any], addon: Addon) -> dict[str, Any]:
     return {**definition, "metadata": {**metadata, "labels": labels}}
 
 
-def _revision(labels: Mapping[str, str]) -> HelmStatus:
-    return HelmStatus(
-        int(labels["version"]),
-        str(labels["status"]),
-        labels.get(CHART_LABEL),
-        labels.get(VALUES_LABEL),
-        labels.get(SOURCE_LABEL),
-    )
-
-
-def _earlier(known: Sequence[HelmStatus], to: int | None) -> HelmStatus | None:
-    good = [one for one in known if one.status in _GOOD]
-    if to is not None:
-        return next((one for one in good if one.revision == to), None)
-    return next((one for one in reversed(good) if one.content != known[-1].content), None)
-
-
-def _is(newest: HelmStatus | None, chart_digest: str, values_digest: str) -> bool:
-    if newest is None or newest.status != "deployed":
-        return False
-    return newest.content == (_short(chart_digest), values_digest)
-
-
 def _refuse_changed(addon: Addon, newest: HelmStatus | None, chart: Chart) -> None:
     """A published version that holds something else than when it was installed is told, never installed in silence."""
-    if newest is None or addon.is_local or addon.digest or newest.source != _source(addon):
+    if newest is None or addon.is_local or addon.digest or newest.source != helm_revisions.source(addon):
         return
-    if newest.chart_digest not in (None, _short(chart.digest)):
+    if newest.chart_digest not in (None, helm_revisions.short(chart.digest)):
         raise HelmFailed(
             f"the chart of add-on {addon.name} has changed under the same version {addon.version}: installed is "
             f"sha256:{newest.chart_digest}..., the repository has {chart.digest}",
@@ -327,15 +284,7 @@ def _refuse_changed(addon: Addon, newest: HelmStatus | None, chart: Chart) -> No
         )
 
 
-def _source(addon: Addon) -> str:
-    return helm_charts.framed([f"{addon.repository or ''} {addon.chart} {addon.version}".encode()])[:_LABEL_DIGITS]
-
-
-def _short(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:_LABEL_DIGITS]
-
-
 def _values_digest(*values: Mapping[str, Any]) -> str:
     """Of what the values say; neither comments nor order count."""
     texts = [json.dumps(one, sort_keys=True, default=str).encode() for one in values]
-    return helm_charts.framed(texts)[:_LABEL_DIGITS]
+    return helm_revisions.short(helm_charts.framed(texts))

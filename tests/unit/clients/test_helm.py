@@ -15,8 +15,9 @@ import pytest
 
 from nim_rollouts.clients import helm_charts
 from nim_rollouts.clients.access import ClusterAccess
-from nim_rollouts.clients.helm import CHART_LABEL, VALUES_LABEL, Helm, _values_digest, find_binary
+from nim_rollouts.clients.helm import Helm, _values_digest, find_binary
 from nim_rollouts.clients.helm_process import HelmProcess, _inherited
+from nim_rollouts.clients.helm_revisions import CHART_LABEL, VALUES_LABEL
 from nim_rollouts.clients.include import Include
 from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, NimRolloutsError, ToolMissing
 from nim_rollouts.core.spec import Addon
