@@ -128,6 +128,29 @@ def test_a_helm_that_was_killed_is_no_hindrance(bench: Bench) -> None:
     assert bench.text(addon) == "after"
 
 
+def test_what_somebody_has_deleted_is_made_again_and_the_rest_is_left_alone(bench: Bench, cluster: Cluster) -> None:
+    """Helm's own record says "deployed" for ever: of the definitions and of the operator it knows nothing."""
+    include = Include()
+    helm = Helm(cluster, include, binary=str(bench.binary))
+    addon = next(one for one in include.environment("rehearsal").addons if one.name == "nim-operator")
+    crd = ("apiextensions.k8s.io/v1", "CustomResourceDefinition", None, "nimcaches.apps.nvidia.com")
+    operator = ("apps/v1", "Deployment", addon.namespace, "nim-operator-k8s-nim-operator")
+    assert helm.upgrade_install(addon).revision == 1
+    for number, one in enumerate((crd, operator), 2):
+        account = cluster.get("v1", "ServiceAccount", addon.namespace, operator[-1])
+        live = cluster.get(*one)
+        assert live is not None and cluster.delete(live)
+        until(lambda one=one: cluster.get(*one) is None)
+        again = helm.upgrade_install(addon)
+        assert (again.changed, again.revision, again.status) == (True, number, "deployed")
+        made = cluster.get(*one)
+        assert made is not None and made["metadata"]["uid"] != live["metadata"]["uid"]
+        assert account is not None
+        assert cluster.get("v1", "ServiceAccount", addon.namespace, operator[-1]) == account
+        assert not helm.upgrade_install(addon).changed
+    helm_crds.remove(cluster, helm, addon)
+
+
 # --- roll back, state, uninstall ----------------------------------------------------------------------------------
 
 

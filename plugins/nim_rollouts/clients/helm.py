@@ -81,8 +81,8 @@ class Helm:
     def upgrade_install(
         self, addon: Addon, *, outputs: Mapping[str, Any] | None = None, wait_s: float | None = None
     ) -> HelmResult:
-        """Install or upgrade, unless the release is deployed with this chart and these values already. What fails
-        half-way is taken back.
+        """Install or upgrade, unless the release is deployed with this chart and these values already, and all that it
+        must bring is there. What fails half-way is taken back.
 
         :param outputs: terraform's, for the add-on's `values_from`
         :param wait_s: how long to wait for the objects to be ready; None: the add-on's own `wait_s`, or not at all
@@ -92,11 +92,12 @@ class Helm:
         values, extra = self._values(addon), overlay(addon, outputs or {})
         values_digest = _values_digest(values, extra)
         before = self.status(addon)
-        if addon.digest and helm_revisions.holds(before, addon.digest, values_digest):
-            return HelmResult(False, before.revision, before.status, addon.digest, addon.version)  # type: ignore[union-attr]
+        missing = self._missing(addon) if before else []
+        if before and addon.digest and not missing and helm_revisions.holds(before, addon.digest, values_digest):
+            return HelmResult(False, before.revision, before.status, addon.digest, addon.version)
         with tempfile.TemporaryDirectory(prefix="nim-rollouts-chart-") as work:
             chart = helm_charts.fetch(self.process, addon, self.include, Path(work), self.timeout_s)
-            if before and helm_revisions.holds(before, chart.digest, values_digest):
+            if before and not missing and helm_revisions.holds(before, chart.digest, values_digest):
                 return HelmResult(False, before.revision, before.status, chart.digest, chart.version)
             _refuse_changed(addon, before, chart)
             for problem in chartvalues.unknown(chartvalues.merged(values, extra), helm_charts.defaults(chart.path)):
@@ -164,6 +165,20 @@ class Helm:
             raise ended.as_error() from ended
         documents = [one for one in yaml.safe_load_all(done.stdout) if isinstance(one, dict)]
         return [one for one in documents if one.get("kind") == "CustomResourceDefinition"]
+
+    def _missing(self, addon: Addon) -> list[Ref]:
+        """What the release must bring, and somebody has taken away: Helm's own Secret knows nothing of that, but its
+        upgrade makes anew what it does not find, also from the chart that is installed."""
+        wanted = [Ref("apiextensions.k8s.io/v1", "CustomResourceDefinition", name) for name in addon.requires.crds]
+        wanted += [Ref("apps/v1", "Deployment", name, addon.namespace) for name in addon.requires.deployments]
+        missing = [one for one in wanted if self._is_gone(one)]
+        if missing:
+            log.warning("add-on %s is installed, but lacks %s", addon.name, ", ".join(map(str, missing)))
+        return missing
+
+    def _is_gone(self, ref: Ref) -> bool:
+        live = self.cluster.get(ref.api_version, ref.kind, ref.namespace, ref.name)
+        return live is None or "deletionTimestamp" in live["metadata"]
 
     # What fails
 

@@ -19,6 +19,7 @@ from nim_rollouts.clients.helm import Helm, _values_digest, find_binary
 from nim_rollouts.clients.helm_process import HelmProcess, _inherited
 from nim_rollouts.clients.helm_revisions import CHART_LABEL, VALUES_LABEL
 from nim_rollouts.clients.include import Include
+from nim_rollouts.core.addons import Requires
 from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, NimRolloutsError, ToolMissing
 from nim_rollouts.core.spec import Addon
 
@@ -34,9 +35,13 @@ class Recorder:
     def __init__(self) -> None:
         self.secrets: list[dict[str, Any]] = []
         self.applied: list[dict[str, Any]] = []
+        self.there: dict[tuple[str, str | None, str], dict[str, Any]] = {}
 
     def list(self, *_: Any, **__: Any) -> list[dict[str, Any]]:
         return self.secrets
+
+    def get(self, _: str, kind: str, namespace: str | None, name: str) -> dict[str, Any] | None:
+        return self.there.get((kind, namespace, name))
 
     def apply(self, obj: dict[str, Any], **_: Any) -> None:
         self.applied.append(obj)
@@ -94,14 +99,43 @@ def test_what_helm_is_given(include: Include) -> None:
 
 def test_nothing_is_started_when_nothing_has_changed(include: Include) -> None:
     one, cluster = helm(include, "exit 9")
-    labels = {"version": "3", "status": "deployed", CHART_LABEL: digest(include)[7:47]}
-    labels[VALUES_LABEL] = _values_digest({"a": 1}, {})
-    cluster.secrets = [{"metadata": {"labels": labels}}]
+    cluster.secrets = [installed(include)]
     result = one.upgrade_install(ADDON)
     assert (result.changed, result.revision, result.status) == (False, 3, "deployed")
     (include.root / "helm" / "v.yaml").write_text("a: 2\n")
     with pytest.raises(HelmFailed):
         one.upgrade_install(ADDON)
+
+
+def installed(include: Include) -> dict[str, Any]:
+    """Revision 3 of a release with the chart and the values of `include`."""
+    labels = {"version": "3", "status": "deployed", CHART_LABEL: digest(include)[7:47]}
+    labels[VALUES_LABEL] = _values_digest({"a": 1}, {})
+    return {"metadata": {"labels": labels}}
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize(
+    "lost", [("CustomResourceDefinition", None, "a.b.c"), ("Deployment", "n", "operator")], ids=["crd", "deployment"]
+)
+def test_a_release_that_lacks_what_it_must_bring_is_not_unchanged(
+    include: Include, lost: tuple[str, str | None, str], pinned: bool
+) -> None:
+    one, cluster = helm(include, "echo run >&2; exit 9")
+    cluster.secrets = [installed(include)]
+    addon = ADDON.model_copy(update={"requires": Requires(crds=["a.b.c"], deployments=["operator"])})
+    addon = addon.model_copy(update={"digest": digest(include) if pinned else None})
+    cluster.there = {
+        ("CustomResourceDefinition", None, "a.b.c"): {"metadata": {}},
+        ("Deployment", "n", "operator"): {"metadata": {}},
+    }
+    assert not one.upgrade_install(addon).changed
+    found = cluster.there.pop(lost)
+    with pytest.raises(HelmFailed, match="run"):
+        one.upgrade_install(addon)
+    cluster.there[lost] = {"metadata": {**found["metadata"], "deletionTimestamp": "2026-01-01T00:00:00Z"}}
+    with pytest.raises(HelmFailed, match="run"):
+        one.upgrade_install(addon)
 
 
 def digest(include: Include) -> str:
