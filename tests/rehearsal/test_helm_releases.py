@@ -75,6 +75,33 @@ def test_an_upgrade_refused_half_way_is_rolled_back_and_told(bench: Bench) -> No
     assert bench.text(addon) == "after"
 
 
+def test_after_a_failed_way_back_the_next_one_leads_to_what_stood(bench: Bench, cluster: Cluster) -> None:
+    addon = bench.addon("twice")
+    bench.helm.upgrade_install(bench.with_values(addon, text="before"))
+    # Somebody else's field: neither the upgrade nor the way back may write it.
+    theirs = {"metadata": {"name": f"{addon.name}-first", "namespace": addon.namespace}, "data": {"text": "theirs"}}
+    query = {"fieldManager": "somebody", "force": "true"}
+    path = f"/api/v1/namespaces/{addon.namespace}/configmaps/{addon.name}-first"
+    body = {"apiVersion": "v1", "kind": "ConfigMap", **theirs}
+    cluster.rest.json("PATCH", path, query=query, body=body, content_type="application/apply-patch+yaml")
+    with pytest.raises(HelmFailed, match="could not be taken back") as caught:
+        bench.helm.upgrade_install(bench.with_values(addon, text="bad"))
+    assert caught.value.reason == "roll-back-failed"
+    # What Helm makes of it: the failed upgrade is called what a good one is called once another follows.
+    assert bench.statuses(addon) == ["deployed", "superseded", "failed"]
+
+    cluster.delete(body)
+    with pytest.raises(HelmFailed, match="gone back to what revision 1 was, as revision 5") as caught:
+        bench.helm.upgrade_install(bench.with_values(addon, text="worse", mode="refused"))
+    assert caught.value.reason == "upgrade-rolled-back"
+    assert bench.text(addon) == "before"
+    assert bench.statuses(addon)[-2:] == ["failed", "deployed"]
+    with pytest.raises(HelmFailed, match="no earlier good revision"):
+        bench.helm.rollback(addon)
+    with pytest.raises(HelmFailed, match="no good revision 2"):
+        bench.helm.rollback(addon, to=2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "wait_s", "why"), [("hook", None, "a hook failed"), ("unready", 2, "not ready in time")]

@@ -122,7 +122,7 @@ class Helm:
     def rollback(self, addon: Addon, *, to: int | None = None, wait_s: float | None = None) -> HelmStatus:
         """Make a new revision of what an earlier one was.
 
-        :param to: its number; None: the newest good one that holds something else than the present one
+        :param to: its number; None: see `helm_revisions.earlier`
         :returns: the new revision
         :raises HelmFailed: there is no such revision, or the objects are refused
         """

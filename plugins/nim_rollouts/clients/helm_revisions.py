@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
+import re
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from nim_rollouts.clients import helm_charts
 from nim_rollouts.clients.cluster import Cluster
@@ -11,7 +17,8 @@ from nim_rollouts.core.addons import Addon
 
 CHART_LABEL, VALUES_LABEL, SOURCE_LABEL = "nim-rollouts/chart", "nim-rollouts/values", "nim-rollouts/source"
 _LABEL_DIGITS = 40  # a label's value ends at 63 characters, a whole digest at 64
-_GOOD = ("deployed", "superseded")
+# Helm's words on a revision that did not get to its end.
+_UNDONE = re.compile(r'(Upgrade|Rollback|Release) ".*" failed: |Preparing upgrade$|Initial install underway$')
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,22 @@ class HelmStatus:
     chart_digest: str | None
     values_digest: str | None
     source: str | None = None
+    packed: str = field(default="", repr=False, compare=False)
+
+    @property
+    def is_good(self) -> bool:
+        """It stood once. `superseded` alone does not say so: Helm calls a failed upgrade that, too, when the way back
+        from it fails, or when the next one succeeds with nothing deployed before it."""
+        return self.status == "deployed" or (self.status == "superseded" and not _UNDONE.match(self.description))
+
+    @property
+    def description(self) -> str:
+        """Helm's own words on how it went; empty where they cannot be read."""
+        try:
+            release = json.loads(gzip.decompress(base64.b64decode(base64.b64decode(self.packed))))
+            return str(release["info"]["description"])
+        except (ValueError, OSError, EOFError, zlib.error, KeyError, TypeError):
+            return ""
 
     @property
     def content(self) -> tuple[str | None, str | None]:
@@ -33,31 +56,35 @@ class HelmStatus:
 def history(cluster: Cluster, addon: Addon) -> list[HelmStatus]:
     """The revisions that are kept, oldest first."""
     secrets = cluster.list("v1", "Secret", addon.namespace, label_selector=f"owner=helm,name={addon.name}")
-    revisions = [_revision(secret["metadata"]["labels"]) for secret in secrets]
-    return sorted(revisions, key=lambda one: one.revision)
+    return sorted((_revision(secret) for secret in secrets), key=lambda one: one.revision)
 
 
-def _revision(labels: Mapping[str, str]) -> HelmStatus:
+def _revision(secret: Mapping[str, Any]) -> HelmStatus:
+    labels = secret["metadata"]["labels"]
     return HelmStatus(
         int(labels["version"]),
         str(labels["status"]),
         labels.get(CHART_LABEL),
         labels.get(VALUES_LABEL),
         labels.get(SOURCE_LABEL),
+        (secret.get("data") or {}).get("release", ""),
     )
 
 
 def good(known: Sequence[HelmStatus]) -> HelmStatus | None:
-    """The newest good one."""
-    return next((one for one in reversed(known) if one.status in _GOOD), None)
+    """What stands, for all that Helm knows: the newest that is deployed; where none is, the newest good one."""
+    found = [one for one in reversed(known) if one.is_good]
+    return next((one for one in found if one.status == "deployed"), found[0] if found else None)
 
 
 def earlier(known: Sequence[HelmStatus], to: int | None) -> HelmStatus | None:
-    """The revision to go back to: `to`; None: the newest good one that holds something else than the present one."""
-    good = [one for one in known if one.status in _GOOD]
+    """The revision to go back to: `to`; None: the newest good one that holds something else than the present one, and
+    where the present one has failed, what stood before it."""
     if to is not None:
-        return next((one for one in good if one.revision == to), None)
-    return next((one for one in reversed(good) if one.content != known[-1].content), None)
+        return next((one for one in known if one.revision == to and one.is_good), None)
+    if known and known[-1].status != "deployed":
+        return good(known)
+    return next((one for one in reversed(known) if one.is_good and one.content != known[-1].content), None)
 
 
 def holds(newest: HelmStatus | None, chart_digest: str, values_digest: str) -> bool:

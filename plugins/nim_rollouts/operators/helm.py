@@ -93,7 +93,8 @@ class HelmReleaseOperator(HelmOperator):
 class HelmRollbackOperator(HelmOperator):
     """Goes back to an earlier revision. The next `HelmReleaseOperator` puts the environment's file into force again.
 
-    :param revision: its number (templated); empty: the newest good one that holds something else
+    :param revision: its number (templated); empty: the newest good one that holds something else, or what stood before
+        the newest, if that has failed
     """
 
     template_fields: Sequence[str] = (*HelmOperator.template_fields, "revision")

@@ -1,0 +1,89 @@
+"""What Helm's Secrets tell of a release: which of its revisions stood once, and to which one it goes back."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from typing import Any
+
+import pytest
+
+from nim_rollouts.clients import helm_revisions
+from nim_rollouts.clients.helm_revisions import CHART_LABEL, VALUES_LABEL, HelmStatus
+from nim_rollouts.core.spec import Addon
+
+ADDON = Addon(name="r", namespace="n", chart="charts/c")
+# Helm 4.3's words, as a real one wrote them.
+GOOD = "chart sha256:00"
+BACK = "Rollback to 1"
+UPGRADE_FAILED = 'Upgrade "r" failed: conflict occurred while applying object n/r-first /v1, Kind=ConfigMap'
+ROLLBACK_FAILED = 'Rollback "r" failed: conflict occurred while applying object n/r-first /v1, Kind=ConfigMap'
+INSTALL_FAILED = 'Release "r" failed: server-side apply failed for object n/r-second /v1, Kind=Service'
+
+
+def secret(revision: int, status: str, description: str, content: str) -> dict[str, Any]:
+    release = {"name": "r", "version": revision, "info": {"status": status, "description": description}}
+    packed = base64.b64encode(base64.b64encode(gzip.compress(json.dumps(release).encode()))).decode()
+    labels = {"version": str(revision), "status": status, CHART_LABEL: content, VALUES_LABEL: "v"}
+    return {"metadata": {"labels": labels}, "data": {"release": packed}}
+
+
+class Secrets:
+    def __init__(self, *secrets: dict[str, Any]) -> None:
+        self.secrets = secrets
+
+    def list(self, *_: Any, **__: Any) -> list[dict[str, Any]]:
+        return list(self.secrets)
+
+
+def history(*revisions: tuple[str, str, str]) -> list[HelmStatus]:
+    secrets = [secret(number, *one) for number, one in enumerate(revisions, 1)]
+    return helm_revisions.history(Secrets(*reversed(secrets)), ADDON)  # type: ignore[arg-type]
+
+
+STOOD, FAILED = ("superseded", GOOD, "a"), ("failed", UPGRADE_FAILED, "b")
+FAILED_LATER = ("superseded", UPGRADE_FAILED, "b")
+
+
+@pytest.mark.parametrize(
+    ("revisions", "number"),
+    [
+        ([("deployed", GOOD, "a"), FAILED], 1),
+        # A failed way back: Helm calls the failed upgrade superseded.
+        ([("deployed", GOOD, "a"), FAILED_LATER, ("failed", ROLLBACK_FAILED, "a"), ("failed", UPGRADE_FAILED, "c")], 1),
+        # The same, after a Helm that was killed between its last two writes: nothing is deployed.
+        ([STOOD, FAILED_LATER, ("failed", ROLLBACK_FAILED, "a"), ("failed", UPGRADE_FAILED, "c")], 1),
+        ([STOOD, ("superseded", BACK, "a"), FAILED], 2),
+        ([STOOD, ("superseded", "Preparing upgrade", "b"), FAILED], 1),
+        ([("superseded", INSTALL_FAILED, "a"), FAILED], None),
+        ([FAILED], None),
+    ],
+)
+def test_a_failed_upgrade_goes_back_to_what_stood(revisions: list[tuple[str, str, str]], number: int | None) -> None:
+    found = helm_revisions.good(history(*revisions)[:-1])
+    assert (found.revision if found else None) == number
+
+
+@pytest.mark.parametrize(
+    ("revisions", "to", "number"),
+    [
+        ([STOOD, ("deployed", GOOD, "b")], None, 1),
+        ([STOOD, ("superseded", GOOD, "b"), ("deployed", GOOD, "b")], None, 1),
+        ([STOOD, FAILED_LATER, ("deployed", GOOD, "a")], None, None),
+        ([("deployed", GOOD, "a"), FAILED_LATER, ("failed", ROLLBACK_FAILED, "a")], None, 1),
+        ([STOOD, ("deployed", GOOD, "b"), ("failed", UPGRADE_FAILED, "b")], None, 2),
+        ([STOOD, FAILED_LATER, ("deployed", GOOD, "a")], 1, 1),
+        ([STOOD, FAILED_LATER, ("deployed", GOOD, "a")], 2, None),
+        ([], None, None),
+    ],
+)
+def test_going_back_by_hand(revisions: list[tuple[str, str, str]], to: int | None, number: int | None) -> None:
+    found = helm_revisions.earlier(history(*revisions), to)
+    assert (found.revision if found else None) == number
+
+
+@pytest.mark.parametrize("data", [{}, {"release": "?"}, {"release": base64.b64encode(b"H4sI").decode()}])
+def test_what_cannot_be_read_says_nothing(data: dict[str, str]) -> None:
+    [one] = helm_revisions.history(Secrets({**secret(1, "superseded", "", "a"), "data": data}), ADDON)  # type: ignore[arg-type]
+    assert (one.description, one.is_good) == ("", True)
