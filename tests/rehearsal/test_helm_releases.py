@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from nim_rollouts.clients.access import ClusterAccess
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.helm import Helm
 from nim_rollouts.clients.include import Include
-from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, LeftoversFound, PlatformNotReady
+from nim_rollouts.core.errors import ApplyConflict, HelmFailed, HelmUnavailable, LeftoversFound, PlatformNotReady
 from rehearsal.config import Rehearsal
 from tests.rehearsal.chart_sources import Registry, classic
 from tests.rehearsal.plane import standing
@@ -176,6 +177,85 @@ def test_what_somebody_has_deleted_is_made_again_and_the_rest_is_left_alone(benc
         assert cluster.get("v1", "ServiceAccount", addon.namespace, operator[-1]) == account
         assert not helm.upgrade_install(addon).changed
     helm_crds.remove(cluster, helm, addon)
+
+
+# --- definitions that others have applied -------------------------------------------------------------------------
+
+
+def _columns(name: str) -> dict[str, Any]:
+    """A definition whose columns say who wrote it last."""
+    column = {"name": name, "type": "string", "jsonPath": ".spec.x"}
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    version = {"name": "v1", "served": True, "storage": True, "schema": schema, "additionalPrinterColumns": [column]}
+    names = {"kind": "Shared", "plural": "shareds", "singular": "shared", "listKind": "SharedList"}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": "shareds.test.nim-rollouts", "annotations": {"test/by": name}},
+        "spec": {"group": "test.nim-rollouts", "scope": "Namespaced", "names": names, "versions": [version]},
+    }
+
+
+def _theirs(bench: Bench, how: str) -> None:
+    """Somebody writes the same definition in another version, by kubectl or as the Job of NVIDIA's charts does."""
+    theirs = _columns("theirs")
+    live = bench.cluster.get(theirs["apiVersion"], theirs["kind"], None, theirs["metadata"]["name"])
+    if how == "crd-apply-tool":
+        path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        if live is not None:
+            theirs["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
+        path, method = (f"{path}/{live['metadata']['name']}", "PUT") if live else (path, "POST")
+        bench.cluster.rest.json(method, path, query={"fieldManager": how}, body=theirs)
+        return
+    file = bench.folder / "theirs.json"
+    file.write_text(json.dumps(theirs))
+    command = ["kubectl", f"--kubeconfig={bench.r.kubeconfig}", *how.split(), "-f", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("apply", "apply"),
+        ("create", "replace"),
+        ("apply --server-side", "apply --server-side --force-conflicts"),
+        ("crd-apply-tool", "crd-apply-tool"),
+    ],
+)
+def test_definitions_that_others_apply_are_in_nobodys_way(bench: Bench, before: str, after: str) -> None:
+    """NVIDIA's definitions by hand, then our chart's; and the other way round."""
+    addon = bench.addon("shared", requires={"crds": ["shareds.test.nim-rollouts"]})
+    crds = bench.folder / "charts" / "sample" / "crds"
+    crds.mkdir()
+
+    def columns() -> str:
+        live = bench.cluster.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", None, addon.requires.crds[0])
+        assert live is not None
+        return f"{live['spec']['versions'][0]['additionalPrinterColumns'][0]['name']}"
+
+    _theirs(bench, before)
+    (crds / "shared.yaml").write_text(json.dumps(_columns("ours")))
+    bench.helm.upgrade_install(addon)
+    assert columns() == "ours"
+    _theirs(bench, after)
+    assert columns() == "theirs"
+    (crds / "shared.yaml").write_text(json.dumps(_columns("newer")))
+    assert bench.helm.upgrade_install(addon).revision == 2
+    assert columns() == "newer"
+    assert helm_crds.remove(bench.cluster, bench.helm, addon) == {"uninstalled": True, "crds": addon.requires.crds}
+
+
+def test_a_definition_that_somebody_has_edited_is_told(bench: Bench) -> None:
+    addon = bench.addon("edited")
+    crds = bench.folder / "charts" / "sample" / "crds"
+    crds.mkdir()
+    _theirs(bench, "apply --server-side --field-manager=kubectl-edit")
+    (crds / "shared.yaml").write_text(json.dumps(_columns("ours")))
+    with pytest.raises(ApplyConflict, match="is owned by kubectl-edit"):
+        bench.helm.upgrade_install(addon)
+    assert bench.helm.status(addon) is None
+    bench.cluster.delete(_columns("theirs"))
 
 
 # --- roll back, state, uninstall ----------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ import yaml
 
 from nim_rollouts.clients import helm_charts, helm_revisions
 from nim_rollouts.clients.addon_files import values_of
-from nim_rollouts.clients.cluster import Cluster
+from nim_rollouts.clients.cluster import CRD_MANAGERS, Cluster
 from nim_rollouts.clients.helm_charts import Chart
 from nim_rollouts.clients.helm_process import BINARY_VARIABLE as BINARY_VARIABLE
 from nim_rollouts.clients.helm_process import HelmEnded, HelmProcess, write_private
@@ -45,8 +45,6 @@ from nim_rollouts.core.addons import ADDON_LABEL, Addon, overlay
 from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, NimRolloutsError
 
 log = logging.getLogger(__name__)
-
-CRD_MANAGERS = ("helm", "manager", "kubectl")
 
 
 @dataclass(frozen=True)
