@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 
 from nim_rollouts.clients import helm_crds
-from nim_rollouts.clients.access import ClusterAccess
+from nim_rollouts.clients.access import ClusterAccess, Token
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.helm import Helm
+from nim_rollouts.clients.helm_process import HelmEnded, HelmProcess
 from nim_rollouts.clients.include import Include
 from nim_rollouts.core.errors import ApplyConflict, HelmFailed, HelmUnavailable, LeftoversFound, PlatformNotReady
 from rehearsal.config import Rehearsal
 from tests.rehearsal.chart_sources import Registry, classic
 from tests.rehearsal.plane import standing
-from tests.rehearsal.releases import PARTS, Bench, write_chart
+from tests.rehearsal.releases import PARTS, Bench, letting_in, write_chart
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -177,6 +178,39 @@ def test_what_somebody_has_deleted_is_made_again_and_the_rest_is_left_alone(benc
         assert cluster.get("v1", "ServiceAccount", addon.namespace, operator[-1]) == account
         assert not helm.upgrade_install(addon).changed
     helm_crds.remove(cluster, helm, addon)
+
+
+# --- how Helm is let in -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_helm_that_outlives_its_token_goes_on_with_the_next(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in EKS, in small: a token lives for 62 s, is minted anew after 20, and Helm is at work for 68."""
+    monkeypatch.setattr("nim_rollouts.clients.helm_process._TOKEN_LOOK_S", 1.0)
+    minted: dict[str, float] = {}
+
+    def mint() -> str:
+        name = f"token-{len(minted)}"
+        minted[name] = time.monotonic()
+        return name
+
+    def lets_in(token: str) -> bool:
+        return time.monotonic() - minted[token] < 62
+
+    addon = bench.with_values(bench.addon("long"), mode="unready")
+    arguments = ["upgrade", "--install", addon.name, str(bench.folder / "charts" / "sample"), "--create-namespace"]
+    arguments += ["--values", str(bench.folder / "include" / str(addon.values)), "--wait", "--timeout", "68s"]
+    with letting_in(bench.r, lets_in) as (url, asked):
+        access = ClusterAccess(url, bench.r.ca.read_text(), Token(mint, max_age_s=20))
+        process = HelmProcess(str(bench.binary), access)
+        with pytest.raises(HelmEnded, match="not ready"):
+            process.run(arguments, about=addon.name, timeout_s=150, namespace=addon.namespace)
+    assert [status for _, status in asked if status == 401] == []
+    assert asked[0][0] == "token-0" and asked[-1][0] > "token-1"
+    # Its last word came through: without a younger token the release would be pending for ever.
+    assert bench.statuses(addon) == ["failed"]
+    assert not any(token in bench.argv.read_text() for token in minted)
 
 
 # --- definitions that others have applied -------------------------------------------------------------------------

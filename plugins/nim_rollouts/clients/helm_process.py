@@ -1,20 +1,23 @@
 """Running Helm: where it is found, what it is told of the cluster, what it sees of our environment, how it ends.
 
-The token is in a kubeconfig file of mode 0600 that lives as long as the call, not in argv.
+The token is in a file of mode 0600 that lives as long as the call, not in argv. Helm may run longer than a token lives
+(15 minutes in EKS, of which 10 may be over): while it runs, the file is kept young, and Helm, as every client of
+Kubernetes in Go, reads it again once a minute.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import re
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,10 @@ from typing import Any
 from nim_rollouts.clients.access import ClusterAccess
 from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, ToolMissing, redact
 
+log = logging.getLogger(__name__)
+
 BINARY_VARIABLE = "HELM"
+_TOKEN_LOOK_S = 30.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SHOWN = 600
 _TRANSIENT = re.compile(
@@ -102,17 +108,10 @@ class HelmProcess:
         :raises HelmUnavailable: not ended within `timeout_s`; it is killed
         """
         command = [self.binary, *arguments, *(["--namespace", namespace] if namespace else [])]
-        with self._environment(with_cluster=namespace is not None) as environment:
+        with tempfile.TemporaryDirectory(prefix="nim-rollouts-helm-") as folder:
+            token = self._prepare(Path(folder)) if namespace is not None else None
             try:
-                done = subprocess.run(
-                    command,
-                    env=environment,
-                    capture_output=True,
-                    text=True,
-                    timeout=timeout_s,
-                    check=False,
-                    preexec_fn=_ends_with_us(),
-                )
+                done = _run(command, _environment(folder), timeout_s, token.renew if token else _nothing)
             except FileNotFoundError as error:
                 raise ToolMissing(f"helm is missing: {self.binary}") from error
             except subprocess.TimeoutExpired as error:
@@ -121,38 +120,78 @@ class HelmProcess:
             return Done(done.stdout, done.stderr)
         raise HelmEnded(f"{arguments[0]} of {about}", done.returncode, _last_words(done.stderr or done.stdout))
 
-    @contextmanager
-    def _environment(self, *, with_cluster: bool) -> Iterator[dict[str, str]]:
-        """Helm's environment: an own home, and a kubeconfig that only we can read."""
-        with tempfile.TemporaryDirectory(prefix="nim-rollouts-helm-") as folder:
-            kubeconfig = Path(folder, "kubeconfig")
-            if with_cluster:
-                write_private(kubeconfig, json.dumps(self._kubeconfig()))
-            yield {
-                **_inherited(),
-                "KUBECONFIG": str(kubeconfig),
-                "HELM_DRIVER": "secret",
-                "HELM_CACHE_HOME": f"{folder}/cache",
-                "HELM_CONFIG_HOME": f"{folder}/config",
-                "HELM_DATA_HOME": f"{folder}/data",
-            }
-
-    def _kubeconfig(self) -> Mapping[str, Any]:
+    def _prepare(self, folder: Path) -> _TokenFile:
+        """Write down how the cluster is reached."""
         access = self.access
         assert access is not None
+        token = _TokenFile(folder / "token", access.token)
         server: dict[str, Any] = {"server": access.endpoint}
         if access.ca_pem:
             import base64
 
             server["certificate-authority-data"] = base64.b64encode(access.ca_pem.encode()).decode()
-        return {
+        kubeconfig = {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "cluster", "cluster": server}],
-            "users": [{"name": "user", "user": {"token": access.token()}}],
+            "users": [{"name": "user", "user": {"tokenFile": str(token.path)}}],
             "contexts": [{"name": "context", "context": {"cluster": "cluster", "user": "user"}}],
             "current-context": "context",
         }
+        write_private(folder / "kubeconfig", json.dumps(kubeconfig))
+        return token
+
+
+class _TokenFile:
+    """A token where Helm looks for it."""
+
+    def __init__(self, path: Path, token: Callable[[], str]) -> None:
+        self.path, self._token = path, token
+        self._written = token()
+        write_private(path, self._written)
+
+    def renew(self) -> None:
+        """Replace it by a younger one, if there is one. What cannot be minted now is tried at the next look: the
+        present token still holds for minutes."""
+        try:
+            token = self._token()
+        except Exception as error:
+            log.warning("no new token for Helm: %s", redact(str(error)))
+            return
+        if token != self._written:
+            new = self.path.with_name("token.new")
+            new.unlink(missing_ok=True)
+            write_private(new, token)
+            new.replace(self.path)  # at once: Helm never reads half a token
+            self._written = token
+
+
+def _nothing() -> None:
+    """No token to keep young."""
+
+
+def _run(
+    command: Sequence[str], environment: Mapping[str, str], timeout_s: float, meanwhile: Callable[[], None]
+) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run`, with something to do now and then while it runs."""
+    deadline = time.monotonic() + timeout_s
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=_ends_with_us()
+    ) as process:
+        try:
+            while True:
+                left = deadline - time.monotonic()
+                try:
+                    stdout, stderr = process.communicate(timeout=min(left, _TOKEN_LOOK_S))
+                    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+                except subprocess.TimeoutExpired:
+                    if left <= _TOKEN_LOOK_S:
+                        raise
+                    meanwhile()
+        except BaseException:
+            process.kill()
+            raise
 
 
 def write_private(path: Path, text: str) -> None:
@@ -186,6 +225,18 @@ def _ends_with_us() -> Callable[[], None] | None:
             os._exit(1)
 
     return ask
+
+
+def _environment(folder: str) -> dict[str, str]:
+    """Helm's environment, with a home of its own."""
+    return {
+        **_inherited(),
+        "KUBECONFIG": f"{folder}/kubeconfig",
+        "HELM_DRIVER": "secret",
+        "HELM_CACHE_HOME": f"{folder}/cache",
+        "HELM_CONFIG_HOME": f"{folder}/config",
+        "HELM_DATA_HOME": f"{folder}/data",
+    }
 
 
 def _inherited() -> dict[str, str]:

@@ -16,11 +16,11 @@ import pytest
 from nim_rollouts.clients import helm_charts
 from nim_rollouts.clients.access import ClusterAccess
 from nim_rollouts.clients.helm import Helm, _values_digest, find_binary
-from nim_rollouts.clients.helm_process import HelmProcess, _inherited
+from nim_rollouts.clients.helm_process import HelmEnded, HelmProcess, _inherited
 from nim_rollouts.clients.helm_revisions import CHART_LABEL, VALUES_LABEL
 from nim_rollouts.clients.include import Include
 from nim_rollouts.core.addons import Requires
-from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, NimRolloutsError, ToolMissing
+from nim_rollouts.core.errors import AccessDenied, HelmFailed, HelmUnavailable, NimRolloutsError, ToolMissing
 from nim_rollouts.core.spec import Addon
 
 TOKEN = "k8s-aws-v1.secret"
@@ -74,16 +74,19 @@ def test_what_helm_is_given(include: Include) -> None:
     one, cluster = helm(
         include,
         f'case "$1" in show) printf \'{CRD}\' | sed "s/\\\\\\\\n/\\n/g"; exit;; esac\n'
-        f'cp "$KUBECONFIG" {seen}/kubeconfig; stat -c %a "$KUBECONFIG" > {seen}/mode; '
+        f'cp "$KUBECONFIG" {seen}/kubeconfig; cd $(dirname "$KUBECONFIG"); cp token {seen}/token; '
+        f"stat -c %a kubeconfig token > {seen}/mode; "
         f'dirname "$KUBECONFIG" > {seen}/folder; echo "$@" > {seen}/argv',
     )
     with pytest.raises(HelmFailed, match="is not there after"):
         one.upgrade_install(ADDON)
     assert [obj["metadata"]["name"] for obj in cluster.applied] == ["a.b.c"]
     config = json.loads((seen / "kubeconfig").read_text())
-    assert config["users"][0]["user"]["token"] == TOKEN
-    assert (seen / "mode").read_text().strip() == "600"
-    assert not Path((seen / "folder").read_text().strip()).exists()
+    folder = Path((seen / "folder").read_text().strip())
+    assert config["users"][0]["user"] == {"tokenFile": str(folder / "token")}
+    assert (seen / "token").read_text() == TOKEN
+    assert (seen / "mode").read_text().split() == ["600", "600"]
+    assert not folder.exists()
     arguments = (seen / "argv").read_text()
     assert TOKEN not in arguments and "secret" not in arguments
     for flag in (
@@ -95,6 +98,41 @@ def test_what_helm_is_given(include: Include) -> None:
     ):
         assert flag in arguments
     assert "--wait" not in arguments
+
+
+def test_a_helm_that_runs_long_finds_a_younger_token(
+    include: Include, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A token lives for a quarter of an hour; Helm may wait longer than that, and reads its file again."""
+    monkeypatch.setattr("nim_rollouts.clients.helm_process._TOKEN_LOOK_S", 0.05)
+    token = '$(dirname "$KUBECONFIG")/token'
+    one, _ = helm(
+        include,
+        f"until grep -q younger {token}; do sleep 0.02; done\n"
+        f'stat -c %a {token} >&2; ls $(dirname "$KUBECONFIG") >&2; echo "$@" >&2; exit 1',
+    )
+    minted = iter(["k8s-aws-v1.old", "k8s-aws-v1.old", None, "k8s-aws-v1.younger"])
+
+    def mint() -> str:
+        made = next(minted, "k8s-aws-v1.younger")
+        if made is None:
+            raise AccessDenied("AWS is away, and k8s-aws-v1.old is no secret to tell")
+        return made
+
+    process = HelmProcess(one.process.binary, ClusterAccess("https://127.0.0.1:1", "CA", mint))
+    with pytest.raises(HelmEnded) as caught:
+        process.run(["upgrade"], about="r", timeout_s=20, namespace="n")
+    assert caught.value.text == "600 kubeconfig token upgrade --namespace n"
+    assert "no new token for Helm: AWS is away" in caplog.text
+    assert "v1.old" not in caplog.text and "younger" not in caplog.text
+
+
+def test_a_helm_that_does_not_end_is_given_up(include: Include, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nim_rollouts.clients.helm_process._TOKEN_LOOK_S", 0.05)
+    one, _ = helm(include, f"echo $$ > {include.repository}/pid; exec sleep 60")
+    with pytest.raises(HelmUnavailable, match="helm upgrade of r did not end in 0 s"):
+        HelmProcess(one.process.binary, Recorder.access).run(["upgrade"], about="r", timeout_s=0.4, namespace="n")
+    assert not Path("/proc", (include.repository / "pid").read_text().strip()).exists()
 
 
 def test_nothing_is_started_when_nothing_has_changed(include: Include) -> None:
