@@ -20,7 +20,14 @@ from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.helm import Helm
 from nim_rollouts.clients.helm_process import HelmEnded, HelmProcess
 from nim_rollouts.clients.include import Include
-from nim_rollouts.core.errors import ApplyConflict, HelmFailed, HelmUnavailable, LeftoversFound, PlatformNotReady
+from nim_rollouts.core.errors import (
+    ApplyConflict,
+    HelmFailed,
+    HelmUnavailable,
+    LeftoversFound,
+    NeedsHumanError,
+    PlatformNotReady,
+)
 from rehearsal.config import Rehearsal
 from tests.rehearsal.chart_sources import Registry, classic
 from tests.rehearsal.plane import standing
@@ -178,6 +185,29 @@ def test_what_somebody_has_deleted_is_made_again_and_the_rest_is_left_alone(benc
         assert cluster.get("v1", "ServiceAccount", addon.namespace, operator[-1]) == account
         assert not helm.upgrade_install(addon).changed
     helm_crds.remove(cluster, helm, addon)
+
+
+def test_a_release_of_somebody_else_is_left_alone_until_it_is_adopted(bench: Bench) -> None:
+    addon = bench.addon("foreign")
+    chart, place = bench.folder / "charts" / "sample", ["-n", addon.namespace, f"--kubeconfig={bench.r.kubeconfig}"]
+    _helm(bench, "install", addon.name, str(chart), *place, "--create-namespace", "--set", "text=theirs")
+    with pytest.raises(NeedsHumanError) as caught:
+        bench.helm.upgrade_install(addon)
+    assert caught.value.reason == "release-foreign"
+    assert helm_crds.remove(bench.cluster, bench.helm, addon) == {"uninstalled": False, "crds": []}
+    assert (bench.text(addon), bench.statuses(addon)) == ("theirs", ["deployed"])
+
+    # An upgrade of ours that fails leads back to theirs.
+    adopting = addon.model_copy(update={"adopt": True})
+    with pytest.raises(HelmFailed, match="gone back to what revision 1 was"):
+        bench.helm.upgrade_install(bench.with_values(adopting, mode="refused", text="bad"))
+    assert not bench.helm.uninstall(adopting), "it was given back"
+    assert bench.text(addon) == "theirs"
+    assert bench.helm.upgrade_install(bench.with_values(adopting, text="ours")).changed
+    assert bench.text(addon) == "ours"
+    assert not bench.helm.upgrade_install(bench.with_values(addon, text="ours")).changed, "it is ours now"
+    assert helm_crds.remove(bench.cluster, bench.helm, addon)["uninstalled"]
+    assert bench.text(addon) is None
 
 
 # --- how Helm is let in -------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ Decisions:
 * A release left `pending` by a Helm that was killed blocks every later one. If its labels say that it was ours, its
   newest revision's Secret is removed, and the release goes on from the one before. The environment's claim excludes
   another run's Helm, and an earlier try's has ended with its task; somebody else's pending release is left alone.
+* A release that somebody else has installed is left alone: taken over in silence, it would go with the next teardown as
+  if it were ours. `adopt` of the add-on takes it over, and from then on it is ours.
 * Values that come from terraform's outputs are data in a file of mode 0600 that lives as long as the call.
 """
 
@@ -42,7 +44,7 @@ from nim_rollouts.clients.include import Include
 from nim_rollouts.clients.resources import Ref
 from nim_rollouts.core import chartvalues
 from nim_rollouts.core.addons import ADDON_LABEL, Addon, overlay
-from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, NimRolloutsError
+from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, NeedsHumanError, NimRolloutsError
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,25 @@ class Helm:
         """The revisions that are kept, oldest first."""
         return helm_revisions.history(self.cluster, addon)
 
+    def own(self, addon: Addon) -> HelmStatus | None:
+        """The newest revision of a release that is ours, or that the add-on adopts; None when there is none.
+
+        :raises NeedsHumanError: somebody else has installed it
+        """
+        known = self.history(addon)
+        if known and not helm_revisions.are_ours(known):
+            found = f"release {addon.name} in {addon.namespace} was installed by somebody else"
+            if not addon.adopt:
+                raise NeedsHumanError(
+                    f"{found}, and is left alone",
+                    hint="Uninstall it, give the add-on another name, or say adopt: true on it in the environment's "
+                    "file: then it is upgraded, and goes with a teardown",
+                    reason="release-foreign",
+                    layer="helm",
+                )
+            log.warning("%s: it is taken over, since the add-on says so (adopt)", found)
+        return known[-1] if known else None
+
     def upgrade_install(
         self, addon: Addon, *, outputs: Mapping[str, Any] | None = None, wait_s: float | None = None
     ) -> HelmResult:
@@ -84,12 +105,13 @@ class Helm:
 
         :param outputs: terraform's, for the add-on's `values_from`
         :param wait_s: how long to wait for the objects to be ready; None: the add-on's own `wait_s`, or not at all
+        :raises NeedsHumanError: see `own`
         :raises HelmFailed: the chart or the values are refused, or what was applied failed; it says what became of it
         :raises HelmUnavailable: cluster or repository do not answer, or somebody else's operation is in progress
         """
         values, extra = self._values(addon), overlay(addon, outputs or {})
         values_digest = _values_digest(values, extra)
-        before = self.status(addon)
+        before = self.own(addon)
         missing = self._missing(addon) if before else []
         if before and addon.digest and not missing and helm_revisions.holds(before, addon.digest, values_digest):
             return HelmResult(False, before.revision, before.status, addon.digest, addon.version)
@@ -122,9 +144,10 @@ class Helm:
 
         :param to: its number; None: see `helm_revisions.earlier`
         :returns: the new revision
+        :raises NeedsHumanError: see `own`
         :raises HelmFailed: there is no such revision, or the objects are refused
         """
-        self._make_free(addon, self.status(addon))
+        self._make_free(addon, self.own(addon))
         known = self.history(addon)
         wanted = helm_revisions.earlier(known, to)
         if wanted is None:
@@ -139,10 +162,13 @@ class Helm:
         """Remove the release and wait until its objects are gone; False when it was not installed, or when none of its
         revisions is ours: then somebody else's release has the name, and stays. CRDs stay."""
         known = self.history(addon)
-        if not any(one.chart_digest for one in known):
+        if not helm_revisions.are_ours(known):
             if known:
                 log.warning("release %s in %s is somebody else's: it stays", addon.name, addon.namespace)
             return False
+        if addon.adopt:
+            log.warning("release %s in %s is uninstalled as ours: whatever it was before it was adopted goes with it",
+                        addon.name, addon.namespace)  # fmt: skip
         arguments = ["uninstall", addon.name, "--ignore-not-found", "--wait", "--timeout", f"{int(wait_s)}s"]
         try:
             self._on_cluster(addon, arguments, wait_s + self.timeout_s)

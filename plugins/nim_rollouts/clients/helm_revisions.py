@@ -71,6 +71,12 @@ def _revision(secret: Mapping[str, Any]) -> HelmStatus:
     )
 
 
+def are_ours(known: Sequence[HelmStatus]) -> bool:
+    """Whether the release is ours: every version of ours has marked the chart, and Helm hands its marks on, also to an
+    upgrade by hand. One that we failed to take over, and gave back, is not."""
+    return any(one.chart_digest for one in known if one is known[-1] or one.is_good)
+
+
 def good(known: Sequence[HelmStatus]) -> HelmStatus | None:
     """What stands, for all that Helm knows: the newest that is deployed; where none is, the newest good one."""
     found = [one for one in reversed(known) if one.is_good]

@@ -61,8 +61,10 @@ class HelmReleaseOperator(HelmOperator):
         """Install or upgrade."""
         addon = self.find(stage)
         outputs = stage.session.facts(OUTPUTS_STAGE)["outputs"] if addon.outputs else {}
+        helm = self.helm(stage)
+        helm.own(addon)  # else the Secrets of somebody else's release would be ours already when it is refused
         secrets = self._secrets(stage, addon, outputs)
-        result = self.helm(stage).upgrade_install(addon, outputs=outputs)
+        result = helm.upgrade_install(addon, outputs=outputs)
         stage.log.info("release %s: revision %s, %s%s, chart %s", addon.name, result.revision, result.status,
                        "" if result.changed else ", unchanged", result.chart_digest)  # fmt: skip
         return {

@@ -20,7 +20,14 @@ from nim_rollouts.clients.helm_process import HelmEnded, HelmProcess, _inherited
 from nim_rollouts.clients.helm_revisions import CHART_LABEL, VALUES_LABEL
 from nim_rollouts.clients.include import Include
 from nim_rollouts.core.addons import Requires
-from nim_rollouts.core.errors import AccessDenied, HelmFailed, HelmUnavailable, NimRolloutsError, ToolMissing
+from nim_rollouts.core.errors import (
+    AccessDenied,
+    HelmFailed,
+    HelmUnavailable,
+    NeedsHumanError,
+    NimRolloutsError,
+    ToolMissing,
+)
 from nim_rollouts.core.spec import Addon
 
 TOKEN = "k8s-aws-v1.secret"
@@ -255,14 +262,46 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_release_of_somebody_else_is_not_uninstalled(include: Include) -> None:
+THEIRS = {"version": "1", "status": "deployed"}
+
+
+def test_a_release_of_somebody_else_is_left_alone(include: Include) -> None:
     seen = include.repository / "seen"
     one, cluster = helm(include, f'echo "$1" >> {seen}')
-    theirs = {"version": "1", "status": "deployed"}
-    cluster.secrets = [{"metadata": {"labels": theirs}}]
+    cluster.secrets = [{"metadata": {"labels": THEIRS}}]
     assert one.uninstall(ADDON) is False
+    for touch in (one.upgrade_install, one.rollback, one.own):
+        with pytest.raises(NeedsHumanError, match="release r in n was installed by somebody else") as caught:
+            touch(ADDON)
+        assert (caught.value.reason, caught.value.layer) == ("release-foreign", "helm")
+        assert "adopt: true" in caught.value.hint
     assert not seen.exists(), "Helm is not even started"
-    # Once an upgrade of ours has taken it over, it is ours.
-    cluster.secrets.append({"metadata": {"labels": {**theirs, "version": "2", CHART_LABEL: "ab"}}})
+    assert cluster.applied == []
+
+
+def test_a_release_that_is_adopted_becomes_ours(include: Include, caplog: pytest.LogCaptureFixture) -> None:
+    seen = include.repository / "seen"
+    one, cluster = helm(include, f'echo "$1" >> {seen}')
+    cluster.secrets = [{"metadata": {"labels": THEIRS}}]
+    adopting = ADDON.model_copy(update={"adopt": True})
+    assert one.uninstall(adopting) is False, "not before it was taken over"
+    assert one.upgrade_install(adopting).changed
+    assert "it is taken over" in caplog.text
+    assert seen.read_text().split() == ["show", "upgrade"]
+    # Whoever forgets the word later has still taken it over.
+    cluster.secrets.append({"metadata": {"labels": {**THEIRS, "version": "2", CHART_LABEL: "ab"}}})
+    assert one.own(ADDON) is not None
     assert one.uninstall(ADDON) is True
-    assert seen.read_text().split() == ["uninstall"]
+    assert "whatever it was" not in caplog.text
+    assert one.uninstall(adopting) is True
+    assert "whatever it was before it was adopted goes with it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "labels", [{CHART_LABEL: "ab", VALUES_LABEL: "cd"}, {CHART_LABEL: "ab"}], ids=["without a source", "chart alone"]
+)
+def test_a_release_of_an_earlier_version_of_ours_is_ours(include: Include, labels: dict[str, str]) -> None:
+    one, cluster = helm(include, "exit 0")
+    cluster.secrets = [{"metadata": {"labels": {**THEIRS, "status": "failed", **labels}}}]
+    assert one.own(ADDON) is not None
+    assert one.upgrade_install(ADDON).changed

@@ -25,7 +25,9 @@ INSTALL_FAILED = 'Release "r" failed: server-side apply failed for object n/r-se
 def secret(revision: int, status: str, description: str, content: str) -> dict[str, Any]:
     release = {"name": "r", "version": revision, "info": {"status": status, "description": description}}
     packed = base64.b64encode(base64.b64encode(gzip.compress(json.dumps(release).encode()))).decode()
-    labels = {"version": str(revision), "status": status, CHART_LABEL: content, VALUES_LABEL: "v"}
+    labels = {"version": str(revision), "status": status}
+    if content:
+        labels |= {CHART_LABEL: content, VALUES_LABEL: "v"}
     return {"metadata": {"labels": labels}, "data": {"release": packed}}
 
 
@@ -81,6 +83,27 @@ def test_a_failed_upgrade_goes_back_to_what_stood(revisions: list[tuple[str, str
 def test_going_back_by_hand(revisions: list[tuple[str, str, str]], to: int | None, number: int | None) -> None:
     found = helm_revisions.earlier(history(*revisions), to)
     assert (found.revision if found else None) == number
+
+
+OURS, THEIRS = ("superseded", GOOD, "a"), ("superseded", "Install complete", "")
+
+
+@pytest.mark.parametrize(
+    ("revisions", "ours"),
+    [
+        ([OURS, ("deployed", GOOD, "b")], True),
+        ([("failed", INSTALL_FAILED, "a")], True),
+        ([THEIRS, ("pending-upgrade", "Preparing upgrade", "a")], True),
+        # An old Helm that hands no labels on.
+        ([OURS, ("deployed", "Upgrade complete", "")], True),
+        ([("deployed", "Install complete", "")], False),
+        ([THEIRS, ("failed", UPGRADE_FAILED, "b"), ("deployed", BACK, "")], False),
+        ([THEIRS, FAILED_LATER, ("failed", ROLLBACK_FAILED, ""), ("deployed", BACK, "")], False),
+        ([], False),
+    ],
+)
+def test_whose_a_release_is(revisions: list[tuple[str, str, str]], ours: bool) -> None:
+    assert helm_revisions.are_ours(history(*revisions)) is ours
 
 
 @pytest.mark.parametrize("data", [{}, {"release": "?"}, {"release": base64.b64encode(b"H4sI").decode()}])
