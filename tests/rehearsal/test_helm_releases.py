@@ -21,11 +21,13 @@ from nim_rollouts.clients.helm import Helm
 from nim_rollouts.clients.helm_process import HelmEnded, HelmProcess
 from nim_rollouts.clients.include import Include
 from nim_rollouts.core.errors import (
+    AccessDenied,
     ApplyConflict,
     HelmFailed,
     HelmUnavailable,
     LeftoversFound,
     NeedsHumanError,
+    NimRolloutsError,
     PlatformNotReady,
 )
 from rehearsal.config import Rehearsal
@@ -143,6 +145,26 @@ def test_what_does_not_render_begins_nothing(bench: Bench) -> None:
         bench.helm.upgrade_install(addon)
     assert caught.value.reason == "helm-failed"
     assert bench.helm.status(addon) is None
+
+
+def test_what_an_error_means(bench: Bench) -> None:
+    """The words of Helm itself, where a second try would get the same, and where it would not."""
+    addon = bench.addon("words")
+    template = bench.folder / "charts" / "sample" / "templates" / "more.yaml"
+    template.write_text("{{ if .Values.text }}\nkind: ConfigMap\n")
+    with pytest.raises(HelmFailed, match="unexpected EOF") as caught:
+        bench.helm.upgrade_install(addon)
+    assert caught.value.reason == "helm-failed"
+
+    def error(access: ClusterAccess) -> NimRolloutsError:
+        with pytest.raises(HelmEnded) as ended:
+            HelmProcess(str(bench.binary), access).run(["list"], about="r", timeout_s=60, namespace="default")
+        return ended.value.as_error()
+
+    url, ca = bench.r.url("apiserver"), bench.r.ca.read_text()
+    assert isinstance(error(ClusterAccess(url, ca, lambda: "no-token-of-anybody")), AccessDenied)
+    assert isinstance(error(ClusterAccess("https://127.0.0.1:1", ca, lambda: bench.r.admin_token)), HelmUnavailable)
+    assert isinstance(error(ClusterAccess(url, None, lambda: bench.r.admin_token)), HelmFailed), "another authority"
 
 
 @pytest.mark.slow

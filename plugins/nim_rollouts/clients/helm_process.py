@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nim_rollouts.clients.access import ClusterAccess
-from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, ToolMissing, redact
+from nim_rollouts.core.errors import AccessDenied, HelmFailed, HelmUnavailable, ToolMissing, redact
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +31,25 @@ BINARY_VARIABLE = "HELM"
 _TOKEN_LOOK_S = 30.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SHOWN = 600
+# Words of Helm 4 and of what it asks; tests/unit/clients/test_helm_words.py has them as a real one said them. A number
+# alone is none: lines, ports and sizes have the same.
 _TRANSIENT = re.compile(
-    r"connection refused|connection reset|i/o timeout|TLS handshake timeout|EOF|context deadline exceeded|no such host|"
-    r"Kubernetes cluster unreachable|another operation .* in progress|too many requests|\b50[0234]\b|\b429\b",
+    r"connection (?:refused|reset|timed out)|\b(?:dial|read|write) tcp\b|no such host|i/o timeout|"
+    r"TLS handshake timeout|context deadline exceeded|Client\.Timeout exceeded|"
+    r"(?:^|: )(?:unexpected )?EOF\b|\bhttp2: |\bstream error: |"
+    r"\b(?:429|50[0234]):? (?:Too Many Requests|Internal Server Error|Bad Gateway|Service Unavailable|Gateway Timeout)|"
+    r"too many requests|currently unable to handle the request|an error on the server|return a response in the time|"
+    r"etcdserver: |another operation .* in progress|Kubernetes cluster unreachable",
     re.IGNORECASE,
+)
+# What no second try mends, whatever else is in the text: the chart's own faults quote it, and a server that is of
+# another authority, or none, is called unreachable as well.
+_FINAL = re.compile(
+    r"\b(?:parse|execution) error at |YAML parse error|error converting YAML|\bexecuting \".*\" at <|x509: |"
+    r"could not find the requested resource"
+)
+_DENIED = re.compile(
+    r"asked for the client to provide credentials|: Unauthorized$|\bforbidden: User \"[^\"]*\" cannot ", re.IGNORECASE
 )
 # Helm 4's words for what it waited for in vain; the deadline alone may as well be that of a request.
 _NOT_READY = re.compile(r"not ready\. status: |timed out waiting for", re.IGNORECASE)
@@ -50,28 +65,31 @@ class Done:
 
 
 class HelmEnded(Exception):
-    """Helm ended with an error. `text`: its own words, shortened, without secrets."""
+    """Helm ended with an error. `said`: its own words without secrets; `text`: as much of them as a message takes."""
 
-    def __init__(self, what: str, code: int, text: str) -> None:
-        self.what, self.code, self.text = what, code, text
-        super().__init__(f"helm {what} ended with {code}: {text}")
+    def __init__(self, what: str, code: int, said: str) -> None:
+        self.what, self.code, self.said, self.text = what, code, said, said[-_SHOWN:]
+        super().__init__(f"helm {what} ended with {code}: {self.text}")
 
     @property
     def is_transient(self) -> bool:
         """The other side did not answer. Objects that did not become ready are no such case."""
-        return bool(_TRANSIENT.search(self.text)) and not _NOT_READY.search(self.text)
+        final = any(one.search(self.said) for one in (_FINAL, _DENIED, _NOT_READY))
+        return not final and bool(_TRANSIENT.search(self.said))
 
     @property
     def why(self) -> str:
         """What kind of failure it is, in a word or three."""
-        if _HOOK.search(self.text):
+        if _HOOK.search(self.said):
             return "a hook failed"
-        if _NOT_READY.search(self.text):
+        if _NOT_READY.search(self.said):
             return "not ready in time"
         return "the cluster does not answer" if self.is_transient else "refused"
 
-    def as_error(self) -> HelmFailed | HelmUnavailable:
-        """The error of our tree."""
+    def as_error(self) -> HelmFailed | HelmUnavailable | AccessDenied:
+        """The error of our tree, for what Helm asked of the cluster."""
+        if _DENIED.search(self.said):
+            return AccessDenied(str(self))
         return (HelmUnavailable if self.is_transient else HelmFailed)(str(self))
 
 
@@ -205,7 +223,7 @@ def _last_words(text: str) -> str:
     """The error itself: Helm logs the same before it, with more quoting."""
     said = redact(text)
     _, mark, error = said.rpartition("Error: ")
-    return " ".join((error if mark else said).split())[-_SHOWN:]
+    return " ".join((error if mark else said).split())
 
 
 def _ends_with_us() -> Callable[[], None] | None:
