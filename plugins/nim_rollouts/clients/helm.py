@@ -113,8 +113,9 @@ class Helm:
         values_digest = _values_digest(values, extra)
         before = self.own(addon)
         missing = self._missing(addon) if before else []
-        if before and addon.digest and not missing and helm_revisions.holds(before, addon.digest, values_digest):
-            return HelmResult(False, before.revision, before.status, addon.digest, addon.version)
+        pinned = None if addon.is_local else addon.digest  # a folder is at hand: it is looked at
+        if before and pinned and not missing and helm_revisions.holds(before, pinned, values_digest):
+            return HelmResult(False, before.revision, before.status, pinned, addon.version)
         with tempfile.TemporaryDirectory(prefix="nim-rollouts-chart-") as work:
             chart = helm_charts.fetch(self.process, addon, self.include, Path(work), self.timeout_s)
             if before and not missing and helm_revisions.holds(before, chart.digest, values_digest):

@@ -58,7 +58,7 @@ class Recorder:
 def include(tmp_path: Path) -> Include:
     chart = tmp_path / "charts" / "c"
     chart.mkdir(parents=True)
-    (chart / "Chart.yaml").write_text("name: c\n")
+    (chart / "Chart.yaml").write_text("name: c\nversion: 1.2.0\n")
     (tmp_path / "include" / "helm").mkdir(parents=True)
     (tmp_path / "include" / "helm" / "v.yaml").write_text("a: 1\n")
     return Include(tmp_path / "include")
@@ -192,6 +192,17 @@ def test_digests_move_with_any_file(include: Include) -> None:
     assert before.startswith("sha256:") and len(before) == 71
     (include.repository / "charts" / "c" / "x").write_text("")
     assert digest(include) != before
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_folder_of_another_version_is_refused(include: Include, pinned: bool) -> None:
+    one, cluster = helm(include, "exit 9")
+    cluster.secrets = [installed(include)]
+    addon = ADDON.model_copy(update={"digest": digest(include) if pinned else None})
+    assert not one.upgrade_install(addon.model_copy(update={"version": "1.2.0"})).changed
+    with pytest.raises(HelmFailed, match="asks for version 1.3.0, but the chart in charts/c is 1.2.0") as caught:
+        one.upgrade_install(addon.model_copy(update={"version": "1.3.0"}))
+    assert caught.value.reason == "chart-version-differs"
 
 
 @pytest.mark.parametrize(
