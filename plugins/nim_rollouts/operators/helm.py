@@ -9,6 +9,7 @@ from nim_rollouts.core.errors import PlatformNotReady
 from nim_rollouts.operators.base import Facts, Stage, StageOperator
 
 if TYPE_CHECKING:
+    from nim_rollouts.clients.cluster import Cluster, Object
     from nim_rollouts.clients.helm import Helm
     from nim_rollouts.core.addons import Addon
 
@@ -118,12 +119,23 @@ class HelmUninstallOperator(HelmOperator):
 
     def run(self, stage: Stage) -> Facts:
         """Uninstall; nothing to do is no error."""
-        from nim_rollouts.clients import helm_crds
+        addon = self.find(stage)
+        return {"addon": addon.name, **remove(stage, stage.session.cluster, self.helm(stage), addon)}
 
-        addon, budget = self.find(stage), stage.session.environment.budgets.delete_s
-        removed = helm_crds.remove(stage.session.cluster, self.helm(stage), addon, wait_s=budget)
-        stage.log.info("release %s %s", addon.name, "uninstalled" if removed["uninstalled"] else "was not installed")
-        return {"addon": addon.name, **removed}
+
+def remove(stage: Stage, cluster: Cluster, helm: Helm, addon: Addon) -> Facts:
+    """End an add-on within the environment's `delete_s`, while the claims hold. Facts: `uninstalled`, `crds`."""
+    from nim_rollouts.clients import helm_crds
+    from nim_rollouts.operators.model import subject_of, wait_gone
+
+    budget = stage.session.environment.budgets.delete_s
+
+    def gone(objects: list[Object]) -> None:
+        wait_gone(stage, [subject_of(one) for one in objects], budget)
+
+    removed = helm_crds.remove(cluster, helm, addon, wait_s=budget, gone=gone, check=stage.check_claims)
+    stage.log.info("release %s: %s", addon.name, "uninstalled" if removed["uninstalled"] else "none of ours is there")
+    return removed
 
 
 class HelmStatusOperator(HelmOperator):

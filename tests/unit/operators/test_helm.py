@@ -212,14 +212,19 @@ def test_the_state_is_told(world: World, recorder: Recorder, monkeypatch: pytest
     assert (facts["installed"], facts["status"], facts["revisions"]) == (False, None, [])
 
 
-def test_uninstalling(world: World, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
+def test_uninstalling(world: World, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, no_waiting: None) -> None:
+    """The order is `helm_crds.remove`'s; the operator brings its waiting and its claims."""
+    asked: dict[str, Any] = {}
+    going = {"kind": "X", "metadata": {"name": "x", "uid": "1"}}
 
-    def remove(cluster: Any, client: Any, addon: Any, *, wait_s: float) -> dict[str, Any]:
+    def remove(cluster: Any, client: Any, addon: Any, *, wait_s: float, gone: Any, check: Any) -> dict[str, Any]:
         asked.update(cluster=cluster, client=client, addon=addon.name, wait_s=wait_s)
+        gone([going])
+        check()
         return {"uninstalled": True, "crds": ["a"]}
 
     monkeypatch.setattr("nim_rollouts.clients.helm_crds.remove", remove)
     facts = run(world, monkeypatch, helm.HelmUninstallOperator(task_id="uninstall", addon="nim-operator"))
     assert facts == {"addon": "nim-operator", "uninstalled": True, "crds": ["a"]}
     assert asked == {"cluster": world.cluster, "client": recorder, "addon": "nim-operator", "wait_s": 5}
+    assert world.cluster.log == ["gone X/x"]
