@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from nim_rollouts.clients import helm_crds
+from nim_rollouts.clients import helm_crds, helm_revisions
 from nim_rollouts.clients.access import ClusterAccess, Token
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.helm import Helm
@@ -230,6 +230,30 @@ def test_a_release_of_somebody_else_is_left_alone_until_it_is_adopted(bench: Ben
     assert not bench.helm.upgrade_install(bench.with_values(addon, text="ours")).changed, "it is ours now"
     assert helm_crds.remove(bench.cluster, bench.helm, addon)["uninstalled"]
     assert bench.text(addon) is None
+
+
+def test_a_release_says_which_environment_has_made_it(bench: Bench) -> None:
+    """Also after an upgrade by hand and a way back, so that a teardown finds what has left its environment's file."""
+    access = bench.cluster.access
+
+    def helm(environment: str) -> Helm:
+        of_it = ClusterAccess(access.endpoint, access.ca_pem, access.token, environment)
+        return Helm(Cluster(of_it), bench.helm.include, binary=str(bench.binary))
+
+    mine, theirs = bench.addon("mine"), bench.addon("of-another")
+    helm("one").upgrade_install(bench.with_values(mine, text="before"))
+    helm("two").upgrade_install(theirs)
+    assert helm_revisions.installed_by(bench.cluster, "one") == [(mine.namespace, mine.name)]
+    assert helm_revisions.installed_by(bench.cluster, "two") == [(theirs.namespace, theirs.name)]
+    with pytest.raises(HelmFailed, match="gone back"):
+        helm("one").upgrade_install(bench.with_values(mine, mode="refused"))
+    chart, place = bench.folder / "charts" / "sample", ["-n", mine.namespace, f"--kubeconfig={bench.r.kubeconfig}"]
+    _helm(bench, "upgrade", mine.name, str(chart), *place, "--set", "text=by-hand")
+    assert helm_revisions.installed_by(bench.cluster, "one") == [(mine.namespace, mine.name)]
+    _helm(bench, "uninstall", mine.name, *place, "--keep-history")
+    assert helm_revisions.installed_by(bench.cluster, "one") == []
+    assert helm("two").uninstall(theirs)
+    assert helm_revisions.installed_by(bench.cluster, "two") == []
 
 
 # --- how Helm is let in -------------------------------------------------------------------------------------------

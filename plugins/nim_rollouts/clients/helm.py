@@ -76,7 +76,7 @@ class Helm:
 
     def history(self, addon: Addon) -> list[HelmStatus]:
         """The revisions that are kept, oldest first."""
-        return helm_revisions.history(self.cluster, addon)
+        return helm_revisions.history(self.cluster, addon.namespace, addon.name)
 
     def own(self, addon: Addon) -> HelmStatus | None:
         """The newest revision of a release that is ours, or that the add-on adopts; None when there is none.
@@ -126,7 +126,7 @@ class Helm:
             before = self._make_free(addon, before)
             for definition in self._crds(addon, chart):
                 self.cluster.apply(_labelled(definition, addon), force_managers=CRD_MANAGERS)
-            labels = helm_revisions.labels(addon, chart.digest, values_digest)
+            labels = helm_revisions.labels(addon, chart.digest, values_digest, self.cluster.access.name)
             arguments = ["upgrade", "--install", addon.name, str(chart.path), "--create-namespace", "--skip-crds"]
             arguments += ["--labels", ",".join(f"{key}={value}" for key, value in labels.items())]
             arguments += ["--description", f"chart {chart.digest}", "--history-max", "5", "--server-side", "true"]

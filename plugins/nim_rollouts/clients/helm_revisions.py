@@ -14,6 +14,7 @@ from typing import Any
 from nim_rollouts.clients import helm_charts
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.core.addons import Addon
+from nim_rollouts.core.manifests import ENVIRONMENT_LABEL
 
 CHART_LABEL, VALUES_LABEL, SOURCE_LABEL = "nim-rollouts/chart", "nim-rollouts/values", "nim-rollouts/source"
 _LABEL_DIGITS = 40  # a label's value ends at 63 characters, a whole digest at 64
@@ -30,6 +31,7 @@ class HelmStatus:
     chart_digest: str | None
     values_digest: str | None
     source: str | None = None
+    environment: str | None = None
     packed: str = field(default="", repr=False, compare=False)
 
     @property
@@ -53,9 +55,9 @@ class HelmStatus:
         return self.chart_digest, self.values_digest
 
 
-def history(cluster: Cluster, addon: Addon) -> list[HelmStatus]:
-    """The revisions that are kept, oldest first."""
-    secrets = cluster.list("v1", "Secret", addon.namespace, label_selector=f"owner=helm,name={addon.name}")
+def history(cluster: Cluster, namespace: str, name: str) -> list[HelmStatus]:
+    """The revisions of a release that are kept, oldest first."""
+    secrets = cluster.list("v1", "Secret", namespace, label_selector=f"owner=helm,name={name}")
     return sorted((_revision(secret) for secret in secrets), key=lambda one: one.revision)
 
 
@@ -67,8 +69,22 @@ def _revision(secret: Mapping[str, Any]) -> HelmStatus:
         labels.get(CHART_LABEL),
         labels.get(VALUES_LABEL),
         labels.get(SOURCE_LABEL),
+        labels.get(ENVIRONMENT_LABEL),
         (secret.get("data") or {}).get("release", ""),
     )
+
+
+def installed_by(cluster: Cluster, environment: str) -> list[tuple[str, str]]:
+    """Namespace and name of each release that stands as this environment has made it. One that another environment has
+    taken over since, or that was given back, is not among them."""
+    secrets = cluster.list("v1", "Secret", label_selector=f"owner=helm,{ENVIRONMENT_LABEL}={environment}")
+    places = sorted({(one["metadata"]["namespace"], one["metadata"]["labels"]["name"]) for one in secrets})
+
+    def stands(place: tuple[str, str]) -> bool:
+        newest = history(cluster, *place)[-1:]
+        return any(one.environment == environment and one.status != "uninstalled" for one in newest)
+
+    return [place for place in places if stands(place)]
 
 
 def are_ours(known: Sequence[HelmStatus]) -> bool:
@@ -100,9 +116,10 @@ def holds(newest: HelmStatus | None, chart_digest: str, values_digest: str) -> b
     return newest.content == (short(chart_digest), values_digest)
 
 
-def labels(addon: Addon, chart_digest: str, values_digest: str) -> dict[str, str]:
-    """What a release of ours is marked with."""
-    return {CHART_LABEL: short(chart_digest), VALUES_LABEL: values_digest, SOURCE_LABEL: source(addon)}
+def labels(addon: Addon, chart_digest: str, values_digest: str, environment: str) -> dict[str, str]:
+    """What a release of ours is marked with. Two environments may share a cluster: whose it is stands there too."""
+    marks = {CHART_LABEL: short(chart_digest), VALUES_LABEL: values_digest, SOURCE_LABEL: source(addon)}
+    return marks | ({ENVIRONMENT_LABEL: environment} if environment else {})
 
 
 def source(addon: Addon) -> str:

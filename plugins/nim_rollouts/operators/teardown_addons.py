@@ -11,6 +11,7 @@ from nim_rollouts.operators.base import Facts, Stage
 from nim_rollouts.operators.helm import remove
 from nim_rollouts.operators.teardown import DeletingOperator
 from nim_rollouts.operators.teardown_nodes import refuse_launched
+from nim_rollouts.operators.teardown_others import refusal_of_forgotten
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.cluster import Cluster
@@ -35,6 +36,8 @@ class UninstallAddonsOperator(DeletingOperator):
             return {"uninstalled": [], "crds": []}
         concerned = [one for one in stage.session.environment.addons if _launches(one) == self.launches_nodes]
         self.before(cluster)
+        if forgotten := refusal_of_forgotten(cluster, stage.session.environment):
+            raise forgotten
         helm = Helm(cluster, stage.session.include)
         uninstalled, gone = [], []
         for addon in reversed(concerned):

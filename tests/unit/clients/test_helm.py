@@ -37,7 +37,7 @@ CRD = "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmeta
 class Recorder:
     """The cluster's part: releases as Secrets, and what was applied."""
 
-    access = ClusterAccess("https://127.0.0.1:1", "CA", lambda: TOKEN)
+    access = ClusterAccess("https://127.0.0.1:1", "CA", lambda: TOKEN, "the-environment")
 
     def __init__(self) -> None:
         self.secrets: list[dict[str, Any]] = []
@@ -100,6 +100,7 @@ def test_what_helm_is_given(include: Include) -> None:
         "upgrade --install r",
         "--skip-crds",
         f"--labels {CHART_LABEL}=",
+        ",nim-rollouts/environment=the-environment ",
         "--namespace n",
         "--create-namespace",
     ):

@@ -11,9 +11,9 @@ import pytest
 
 from nim_rollouts.clients import helm_revisions
 from nim_rollouts.clients.helm_revisions import CHART_LABEL, VALUES_LABEL, HelmStatus
-from nim_rollouts.core.spec import Addon
+from nim_rollouts.core.manifests import ENVIRONMENT_LABEL
+from tests.unit.operators.conftest import FakeCluster
 
-ADDON = Addon(name="r", namespace="n", chart="charts/c")
 # Helm 4.3's words, as a real one wrote them.
 GOOD = "chart sha256:00"
 BACK = "Rollback to 1"
@@ -41,7 +41,7 @@ class Secrets:
 
 def history(*revisions: tuple[str, str, str]) -> list[HelmStatus]:
     secrets = [secret(number, *one) for number, one in enumerate(revisions, 1)]
-    return helm_revisions.history(Secrets(*reversed(secrets)), ADDON)  # type: ignore[arg-type]
+    return helm_revisions.history(Secrets(*reversed(secrets)), "n", "r")  # type: ignore[arg-type]
 
 
 STOOD, FAILED = ("superseded", GOOD, "a"), ("failed", UPGRADE_FAILED, "b")
@@ -108,5 +108,25 @@ def test_whose_a_release_is(revisions: list[tuple[str, str, str]], ours: bool) -
 
 @pytest.mark.parametrize("data", [{}, {"release": "?"}, {"release": base64.b64encode(b"H4sI").decode()}])
 def test_what_cannot_be_read_says_nothing(data: dict[str, str]) -> None:
-    [one] = helm_revisions.history(Secrets({**secret(1, "superseded", "", "a"), "data": data}), ADDON)  # type: ignore[arg-type]
+    [one] = helm_revisions.history(Secrets({**secret(1, "superseded", "", "a"), "data": data}), "n", "r")  # type: ignore[arg-type]
     assert (one.description, one.is_good) == ("", True)
+
+
+def test_the_releases_of_an_environment() -> None:
+    cluster = FakeCluster()
+
+    def put(namespace: str, name: str, *revisions: tuple[str, str | None]) -> None:
+        for number, (status, environment) in enumerate(revisions, 1):
+            labels = {"owner": "helm", "name": name, "version": str(number), "status": status}
+            labels |= {ENVIRONMENT_LABEL: environment} if environment else {}
+            metadata = {"name": f"sh.helm.release.v1.{name}.v{number}", "namespace": namespace, "labels": labels}
+            cluster.put({"apiVersion": "v1", "kind": "Secret", "metadata": metadata})
+
+    put("b", "ours", ("superseded", None), ("deployed", "one"))
+    put("a", "ours", ("failed", "one"))
+    put("a", "uninstalled", ("uninstalled", "one"))
+    put("a", "of-another", ("deployed", "two"))
+    put("a", "taken-over", ("superseded", "one"), ("deployed", "two"))
+    put("a", "given-back", ("superseded", None), ("failed", "one"), ("deployed", None))
+    put("a", "of-nobody", ("deployed", None))
+    assert helm_revisions.installed_by(cluster, "one") == [("a", "ours"), ("b", "ours")]  # type: ignore[arg-type]
