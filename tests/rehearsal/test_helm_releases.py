@@ -209,6 +209,19 @@ def test_what_somebody_has_deleted_is_made_again_and_the_rest_is_left_alone(benc
     helm_crds.remove(cluster, helm, addon)
 
 
+def test_an_upgrade_by_hand_is_undone_by_the_next_run(bench: Bench) -> None:
+    """It has our labels: Helm hands them on."""
+    addon = bench.with_values(bench.addon("by-hand"), text="of the file")
+    bench.helm.upgrade_install(addon)
+    chart, place = bench.folder / "charts" / "sample", ["-n", addon.namespace, f"--kubeconfig={bench.r.kubeconfig}"]
+    _helm(bench, "upgrade", addon.name, str(chart), *place, "--set", "text=by-hand")
+    ours, by_hand = bench.helm.history(addon)
+    assert (by_hand.status, by_hand.content) == ("deployed", ours.content)
+    assert bench.helm.upgrade_install(addon).revision == 3
+    assert bench.text(addon) == "of the file"
+    assert not bench.helm.upgrade_install(addon).changed
+
+
 def test_a_release_of_somebody_else_is_left_alone_until_it_is_adopted(bench: Bench) -> None:
     addon = bench.addon("foreign")
     chart, place = bench.folder / "charts" / "sample", ["-n", addon.namespace, f"--kubeconfig={bench.r.kubeconfig}"]

@@ -20,6 +20,8 @@ CHART_LABEL, VALUES_LABEL, SOURCE_LABEL = "nim-rollouts/chart", "nim-rollouts/va
 _LABEL_DIGITS = 40  # a label's value ends at 63 characters, a whole digest at 64
 # Helm's words on a revision that did not get to its end.
 _UNDONE = re.compile(r'(Upgrade|Rollback|Release) ".*" failed: |Preparing upgrade$|Initial install underway$')
+# What one of our revisions is described with: our own words, or those of a way back to one.
+_AS_MADE = re.compile(r"chart sha256:|Rollback to \d|$")
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,11 @@ def earlier(known: Sequence[HelmStatus], to: int | None) -> HelmStatus | None:
 
 
 def holds(newest: HelmStatus | None, chart_digest: str, values_digest: str) -> bool:
-    """Whether the newest revision is deployed with this chart and these values."""
-    if newest is None or newest.status != "deployed":
+    """Whether the newest revision is deployed with this chart and these values. An upgrade by hand inherits our labels,
+    whatever it has changed: its description alone tells."""
+    if newest is None or newest.status != "deployed" or newest.content != (short(chart_digest), values_digest):
         return False
-    return newest.content == (short(chart_digest), values_digest)
+    return bool(_AS_MADE.match(newest.description))
 
 
 def labels(addon: Addon, chart_digest: str, values_digest: str, environment: str) -> dict[str, str]:

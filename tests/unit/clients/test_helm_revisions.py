@@ -15,7 +15,7 @@ from nim_rollouts.core.manifests import ENVIRONMENT_LABEL
 from tests.unit.operators.conftest import FakeCluster
 
 # Helm 4.3's words, as a real one wrote them.
-GOOD = "chart sha256:00"
+GOOD = "chart sha256:a"
 BACK = "Rollback to 1"
 UPGRADE_FAILED = 'Upgrade "r" failed: conflict occurred while applying object n/r-first /v1, Kind=ConfigMap'
 ROLLBACK_FAILED = 'Rollback "r" failed: conflict occurred while applying object n/r-first /v1, Kind=ConfigMap'
@@ -83,6 +83,20 @@ def test_a_failed_upgrade_goes_back_to_what_stood(revisions: list[tuple[str, str
 def test_going_back_by_hand(revisions: list[tuple[str, str, str]], to: int | None, number: int | None) -> None:
     found = helm_revisions.earlier(history(*revisions), to)
     assert (found.revision if found else None) == number
+
+
+@pytest.mark.parametrize(
+    ("newest", "held"),
+    [
+        (("deployed", GOOD, "a"), True),
+        (("deployed", BACK, "a"), True),
+        (("deployed", "Upgrade complete", "a"), False),
+        (("deployed", GOOD, "b"), False),
+        (("failed", UPGRADE_FAILED, "a"), False),
+    ],
+)
+def test_an_upgrade_by_hand_is_no_content_of_ours(newest: tuple[str, str, str], held: bool) -> None:
+    assert helm_revisions.holds(history(newest)[0], "sha256:a", "v") is held
 
 
 OURS, THEIRS = ("superseded", GOOD, "a"), ("superseded", "Install complete", "")
