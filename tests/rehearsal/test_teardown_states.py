@@ -107,9 +107,13 @@ class Ground:
         self.before = inventory(self.r)
         self.environment_file = folder / "repo" / "include" / "environments" / f"{NAME}.yaml"
 
-    def write(self, *, only_network: bool = False, approval: str = "on-destroy") -> None:
+    def write(
+        self, *, only_network: bool = False, approval: str = "on-destroy", without_operator: bool = False
+    ) -> None:
         text = _FILE.format(name=NAME, store=self.folder / "store", python=sys.executable, approval=approval,
                             only_network=str(only_network).lower())  # fmt: skip
+        if without_operator:
+            text = text[: text.index("  - name: nim-operator")] + text[text.index("storage_class:") :]
         self.environment_file.write_text(text)
 
     def deploy(self, until: str, *, but: tuple[str, ...] = (*_INFRASTRUCTURE, "verify_platform")) -> Run:
@@ -272,6 +276,11 @@ def test_3_a_cluster_without_add_ons(infrastructure: Ground) -> None:
 
 def test_4_an_operator_without_models(infrastructure: Ground) -> None:
     infrastructure.deploy("wait_platform")
+    infrastructure.write(without_operator=True)
+    told = infrastructure.teardown(until="validate")
+    error = told.errors["validate"]
+    assert error.reason == "leftovers" and "release nim-operator in nim-operator" in error.message
+    infrastructure.write()
     run = infrastructure.teardown()
     infrastructure.assert_platform_gone(run)
     session = Session(NAME, "", run.run_id)

@@ -1,4 +1,4 @@
-"""What others have in the cluster that holds a teardown of the platform up.
+"""What others have in the cluster that holds a teardown of the platform up, and what nobody would take down.
 
 Each step refuses what it meets itself, but by then the steps before it have done what cannot be undone: so all of it is
 looked at, and told, before the first deletion. Here only what is certainly somebody else's counts.
@@ -37,7 +37,7 @@ def others(cluster: Cluster, environment: Environment, selector: str, *, whole: 
     :param whole: the infrastructure goes too, and with it the network
     """
     ours = wanted(selector)
-    refusals = [refusal_of_pools(strange_pools(cluster, ours))]
+    refusals = [refusal_of_pools(strange_pools(cluster, ours)), refusal_of_forgotten(cluster, environment)]
     for addon in environment.addons:
         there = strange_resources(cluster, addon, ours)
         hint = "Delete them while the operator runs: it has to let go of its finalizers; then trigger again"
@@ -93,6 +93,27 @@ def _made_for(there: list[Object], ours: dict[str, str]) -> set[str]:
     }:
         known |= more
     return known
+
+
+# --- releases that have left the environment's file
+
+
+def refusal_of_forgotten(cluster: Cluster, environment: Environment) -> LeftoversFound | None:
+    """Naming the releases that this environment has installed and its file has no more: nobody would uninstall them,
+    and the end would be told all the same. None when there is none."""
+    from nim_rollouts.clients import helm_revisions
+
+    addons = {(one.namespace, one.name) for one in environment.addons}
+    left = [place for place in helm_revisions.installed_by(cluster, environment.name) if place not in addons]
+    if not left:
+        return None
+    commands = "; ".join(f"helm uninstall {name} --namespace {namespace}" for namespace, name in left)
+    return LeftoversFound(
+        f"add-ons that have left the file of environment {environment.name} are still installed: "
+        + ", ".join(f"release {name} in {namespace}" for namespace, name in left),
+        hint="Put them back into the file, so that they go in order with their definitions, or uninstall them yourself "
+        f"({commands}); then clear this task, or trigger again",
+    )
 
 
 # --- who lives in a namespace
