@@ -92,12 +92,15 @@ def test_a_quota_that_is_too_small_is_refused_until_the_command_was_run(r: Rehea
 
 def test_the_pools_capacity_types_count(r: Rehearsal) -> None:
     from nim_rollouts.core.instances import INSTANCES
-    from nim_rollouts.core.pools import Option
+    from nim_rollouts.core.pools import Fit, Option
 
     faults.order(r, "few-vcpus", code=G, value=0)
-    options = {"service": [Option("g5", INSTANCES["g5.12xlarge"], 1, ("on-demand", "spot"))]}
-    facts = capacity.quotas(ENVIRONMENT, DEPLOYMENT, options)
+    fitting = Fit([Option("g5", INSTANCES["g5.12xlarge"], 1, ("on-demand", "spot"))])
+    facts = capacity.quotas(ENVIRONMENT, DEPLOYMENT, {"service": fitting})
     assert facts["outcome"] == "ok" and "spot" in facts["seen"][0]
+    # Nobody can say how many vCPUs a type has that is not known: that is told, and refuses nothing.
+    facts = capacity.quotas(ENVIRONMENT, DEPLOYMENT, {"service": fitting, "cache": Fit([], ["x may start y"])})
+    assert (facts["outcome"], facts["unknown"]) == ("unknown", ["no instance type is known here for cache"])
 
 
 def test_a_quota_that_was_never_moved_has_its_default(r: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:

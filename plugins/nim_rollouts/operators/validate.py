@@ -262,16 +262,19 @@ def _resolved(session: Session, request: Request) -> Deployment:
 
 
 def _gpu_fit(session: Session, deployment: Deployment) -> list[str]:
-    from nim_rollouts.core.instances import fits
+    from nim_rollouts.core.instances import INSTANCES, fits
 
-    return fits(deployment.service.resources.effective, session.environment.instance_types, deployment.profile.gpus)
+    found = fits(deployment.service.resources.effective, session.environment.instance_types, deployment.profile.gpus)
+    if strange := [name for name in found if name not in INSTANCES]:
+        log.warning("instance_types: nothing is known here of %s; the service is taken to fit", ", ".join(strange))
+    return found
 
 
 def _cache_fit(session: Session, deployment: Deployment) -> None:
-    """The download runs on the same kind of node."""
+    """The download runs on the same kind of node, unless node pools say where."""
     from nim_rollouts.core.instances import fits
 
-    if deployment.cache.resources:
+    if deployment.cache.resources and not session.environment.node_pools:
         fits(deployment.cache.asked, session.environment.instance_types, where="cache.resources")
 
 
@@ -280,6 +283,8 @@ def _capacity(session: Session, deployment: Deployment) -> dict[str, Any]:
     from nim_rollouts.operators import capacity
 
     found = capacity.fitting(session.environment, deployment, capacity.pools_of_files(session), standing=True)
+    for line in capacity.unjudged(found):
+        log.warning("%s", line)
     quotas = capacity.quotas(session.environment, deployment, found)
     for line in quotas["seen"]:
         log.info("quota %s: %s", quotas["outcome"], line)
