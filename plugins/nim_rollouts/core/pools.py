@@ -28,7 +28,18 @@ from nim_rollouts.core.instances import (
     may_have_gpus,
 )
 from nim_rollouts.core.quantity import parse_quantity
-from nim_rollouts.core.requirements import CATEGORY, FAMILY, SIZE, TYPE, by_name, holds, listed, met, type_labels
+from nim_rollouts.core.requirements import (
+    CATEGORY,
+    FAMILY,
+    SIZE,
+    TYPE,
+    by_name,
+    holds,
+    listed,
+    met,
+    strange,
+    type_labels,
+)
 
 NodePool = Mapping[str, Any]
 Amounts = dict[str, Fraction]
@@ -98,9 +109,11 @@ def fit(need: Need, pools: Iterable[NodePool], *, standing: bool = False) -> Fit
     found: list[Option] = []
     refused: list[str] = []
     unknown: list[str] = []
+    notes: list[str] = []
     for pool in pools:
         try:
             found += _of_pool(need, pool, standing)
+            notes += [f"{_name(pool)}: {one}, not known here and taken as met" for one in strange(_requirements(pool))]
         except _Refused as why:
             others = _others(need, pool) if why.by_type else []
             if others:
@@ -114,7 +127,7 @@ def fit(need: Need, pools: Iterable[NodePool], *, standing: bool = False) -> Fit
             "names in node_pools",
         )
     ordered = sorted(found, key=lambda one: (one.nodes * one.instance.cpus, one.instance.name, one.pool))
-    return Fit(ordered, [] if found else unknown)
+    return Fit(ordered, notes if found else unknown)
 
 
 class _Refused(Exception):
@@ -130,7 +143,7 @@ def _of_pool(need: Need, pool: NodePool, standing: bool) -> list[Option]:
     spec = template.get("spec") or {}
     labels = dict((template.get("metadata") or {}).get("labels") or {})
     labels["karpenter.sh/nodepool"] = _name(pool)
-    requirements = list(spec.get("requirements") or ())
+    requirements = _requirements(pool)
     for taint in [*(spec.get("taints") or ())]:
         if not _tolerated(taint, need.tolerations):
             value = f"={taint['value']}" if taint.get("value") else ""
@@ -170,7 +183,7 @@ def _of_pool(need: Need, pool: NodePool, standing: bool) -> list[Option]:
 def _others(need: Need, pool: NodePool) -> list[str]:
     """Types or families that the pool may start for the need, for all that their names say, and that are not known
     here. A pool that names neither may start any."""
-    requirements = list(((pool["spec"].get("template") or {}).get("spec") or {}).get("requirements") or ())
+    requirements = _requirements(pool)
     wanted = {name: parse_quantity(value) for name, value in need.resources.items()}
     if not _a_size_would_do(requirements, wanted):
         return []
@@ -182,6 +195,10 @@ def _others(need: Need, pool: NodePool) -> list[str]:
     if categories is not None and wanted.get(GPU):
         categories = [one for one in categories if may_have_gpus(f"{one}0")]
     return ["other families"] if categories is None or categories else []
+
+
+def _requirements(pool: NodePool) -> list[Mapping[str, Any]]:
+    return list((((pool.get("spec") or {}).get("template") or {}).get("spec") or {}).get("requirements") or ())
 
 
 def _a_size_would_do(requirements: Sequence[Mapping[str, Any]], wanted: Amounts) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,9 @@ Requirement = Mapping[str, Any]
 AWS = "karpenter.k8s.aws/instance-"
 TYPE, FAMILY = "node.kubernetes.io/instance-type", f"{AWS}family"
 SIZE, CATEGORY = f"{AWS}size", f"{AWS}category"
+# Gte and Lte since Karpenter 1.9.
+_NUMERIC = {"Gt": operator.gt, "Gte": operator.ge, "Lt": operator.lt, "Lte": operator.le}
+_OPERATORS = {"In", "NotIn", "Exists", "DoesNotExist", *_NUMERIC}
 
 
 def type_labels(one: Instance) -> dict[str, str | None]:
@@ -50,24 +54,30 @@ def met(key: str, value: str, requirements: Sequence[Requirement]) -> bool:
 
 
 def holds(value: str | None, requirement: Requirement) -> bool:
-    """One requirement on a value; None: the label is missing."""
-    operator = requirement.get("operator")
+    """One requirement on a value; None: the label is missing. An operator that is not known here is taken as met."""
+    how = str(requirement.get("operator"))
     values = [str(one) for one in requirement.get("values") or ()]
-    if operator == "In":
-        return value is not None and value in values
-    if operator == "NotIn":
-        return value is None or value not in values
-    if operator == "Exists":
-        return value is not None
-    if operator == "DoesNotExist":
-        return value is None
-    if operator in ("Gt", "Lt") and value is not None and values:
+    if how not in _OPERATORS:
+        return True
+    if how in ("NotIn", "DoesNotExist"):
+        return value is None or (how == "NotIn" and value not in values)
+    if value is None:
+        return False
+    if how in _NUMERIC:
         try:
-            there, bound = int(value), int(values[0])
-        except ValueError:
+            return bool(_NUMERIC[how](int(value), int(values[0])))
+        except (ValueError, IndexError):
             return False
-        return there > bound if operator == "Gt" else there < bound
-    return False
+    return how == "Exists" or value in values
+
+
+def strange(requirements: Sequence[Requirement]) -> list[str]:
+    """Which requirements have an operator that is not known here, a few words each."""
+    return [
+        f"its requirement on {one.get('key')} has the operator {one.get('operator')}"
+        for one in requirements
+        if one.get("operator") not in _OPERATORS
+    ]
 
 
 def listed(key: str, requirements: Sequence[Requirement]) -> list[str] | None:

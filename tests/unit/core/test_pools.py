@@ -11,6 +11,7 @@ import yaml
 from nim_rollouts.core.errors import GpuFit
 from nim_rollouts.core.instances import GPU
 from nim_rollouts.core.pools import Need, Option, fit
+from nim_rollouts.core.requirements import holds
 
 NODE_POOLS = Path(__file__).resolve().parents[3] / "include" / "manifests" / "node-pools"
 TOLERATED = ({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},)
@@ -84,6 +85,10 @@ def test_the_reference_deployment_fits_into_the_larger_ones_alone() -> None:
         ([requirement("karpenter.k8s.aws/instance-size", "NotIn", "12xlarge", "48xlarge")], ["g5.24xlarge"]),
         ([requirement("karpenter.k8s.aws/instance-gpu-count", "Gt", "4")], ["g5.48xlarge"]),
         ([requirement("karpenter.k8s.aws/instance-cpu", "Lt", "96")], ["g5.12xlarge"]),
+        ([requirement("karpenter.k8s.aws/instance-cpu", "Lte", "96")], ["g5.12xlarge", "g5.24xlarge"]),
+        ([requirement("karpenter.k8s.aws/instance-gpu-count", "Gte", "8")], ["g5.48xlarge"]),
+        ([requirement("karpenter.k8s.aws/instance-generation", "Gte", "5")],
+         ["g5.12xlarge", "g5.24xlarge", "g5.48xlarge"]),
         ([requirement("node.kubernetes.io/instance-type", "In", "g5.24xlarge")], ["g5.24xlarge"]),
         ([requirement("karpenter.k8s.aws/instance-gpu-name", "Exists"),
           requirement("karpenter.k8s.aws/instance-category", "In", "g"),
@@ -222,6 +227,31 @@ def test_what_is_not_known_is_no_refusal(need: Need, one: dict[str, Any], named:
 def test_what_is_certain_is_refused_of_unknown_families_too(need: Need, one: dict[str, Any]) -> None:
     with pytest.raises(GpuFit):
         fit(need, [one])
+
+
+def test_an_operator_that_is_not_known_is_taken_as_met_and_told() -> None:
+    family = requirement(FAMILY, "In", "g5")
+    found = fit(
+        SERVICE, [pool("g5-gpu-karpenter", family, requirement("karpenter.k8s.aws/instance-cpu", "Near", "48"))]
+    )
+    assert types(list(found.options)) == ["g5.12xlarge", "g5.24xlarge", "g5.48xlarge"]
+    assert list(found.notes) == [
+        "g5-gpu-karpenter: its requirement on karpenter.k8s.aws/instance-cpu has the operator Near, "
+        "not known here and taken as met"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "how", "bound", "met"),
+    [
+        ("48", "Gte", "48", True), ("48", "Gt", "48", False), ("48", "Lte", "48", True), ("48", "Lt", "48", False),
+        ("9", "Lt", "10", True), (None, "Gte", "0", False), (None, "Lte", "0", False), ("a10g", "Gte", "1", False),
+        (None, "Exists", "", False), (None, "NotIn", "1", True), ("1", "DoesNotExist", "", False),
+    ],
+)  # fmt: skip
+def test_operators(value: str | None, how: str, bound: str, met: bool) -> None:
+    values = {"values": [bound]} if bound else {}
+    assert holds(value, {"key": "k", "operator": how, **values}) is met
 
 
 def test_a_known_type_that_fits_makes_the_others_no_matter() -> None:
