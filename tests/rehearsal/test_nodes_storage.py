@@ -17,7 +17,8 @@ import pytest
 
 from rehearsal import faults
 from rehearsal.aws.environment import session
-from rehearsal.config import Rehearsal
+from rehearsal.config import ROOT, Rehearsal
+from rehearsal.karpenter import local
 from rehearsal.kube import ApiError, Kube, NotFound, Obj, path, path_of
 from tests.rehearsal.plane import Plane, standing
 
@@ -319,6 +320,18 @@ async def test_karpenter_goes_on_after_a_restart(plane: Plane, kube: Kube) -> No
         return [n["metadata"]["name"] for n in await kube.list("/api/v1/nodes")] == [second]
 
     await until(only_second)
+
+
+async def test_the_definitions_accept_every_pool_that_is_shipped(kube: Kube) -> None:
+    files = sorted(file.stem for file in (ROOT / "include/manifests/node-pools").glob("*.yaml"))
+    objects = local.pools(ROOT, tuple(files))
+    assert len(objects) == 2 * len(files)
+    for obj in objects:
+        # Under another name, since some of them stand.
+        await kube.create(
+            path_of(obj["apiVersion"], obj["kind"]),
+            {**obj, "metadata": {**obj["metadata"], "name": "tried"}}, fieldValidation="Strict", dryRun="All",
+        )  # fmt: skip
 
 
 async def test_karpenters_own_operators_are_taken_and_honoured(kube: Kube) -> None:

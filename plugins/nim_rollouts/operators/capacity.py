@@ -44,6 +44,14 @@ def pools_of_files(session: Session) -> list[dict[str, Any]]:
 
     :raises SpecError: one is missing, or holds no NodePool
     """
+    return [one for _, documents in files(session) for one in documents if one.get("kind") == "NodePool"]
+
+
+def files(session: Session) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The environment's node pools: (file, its objects).
+
+    :raises SpecError: one is missing, or holds no NodePool
+    """
     import yaml
 
     from nim_rollouts.core.errors import SpecError
@@ -60,10 +68,9 @@ def pools_of_files(session: Session) -> list[dict[str, Any]]:
             documents = [one for one in yaml.safe_load_all(file.read_text()) if isinstance(one, dict)]
         except yaml.YAMLError as error:
             raise SpecError(f"include/{NODE_POOLS}/{name}.yaml is not YAML: {error}", reason="yaml-malformed") from None
-        pools = [one for one in documents if one.get("kind") == "NodePool"]
-        if not pools:
+        if not any(one.get("kind") == "NodePool" for one in documents):
             raise SpecError(f"include/{NODE_POOLS}/{name}.yaml holds no NodePool")
-        found += pools
+        found.append((f"include/{NODE_POOLS}/{name}.yaml", documents))
     return found
 
 

@@ -150,6 +150,8 @@ class ValidateOperator(ClaimingOperator):
         image = problems.of(lambda: _ngc(session, deployment)) or {}
         if deployment is not None and image and not request.skip_benchmark:
             image |= problems.of(lambda: _benchmark_image(session, deployment)) or {}
+        for problem in problems.of(lambda: _node_images(session)) or ():
+            problems.add(problem)
         tools = check_tools(session, problems)
         problems.refuse(stage.log)
         assert deployment is not None
@@ -276,6 +278,14 @@ def _cache_fit(session: Session, deployment: Deployment) -> None:
 
     if deployment.cache.resources and not session.environment.node_pools:
         fits(deployment.cache.asked, session.environment.instance_types, where="cache.resources")
+
+
+def _node_images(session: Session) -> list[SpecError]:
+    """GPU node pools whose images are not what node_os says."""
+    from nim_rollouts.core.node_images import differing
+    from nim_rollouts.operators import capacity
+
+    return differing(session.environment.node_os, capacity.files(session))
 
 
 def _capacity(session: Session, deployment: Deployment) -> dict[str, Any]:
