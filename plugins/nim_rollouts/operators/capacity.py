@@ -94,12 +94,18 @@ def unjudged(found: Mapping[str, Fit]) -> list[str]:
     return [f"{what}: {note}" for what, one in found.items() for note in one.notes]
 
 
-def quotas(environment: Environment, deployment: Deployment, found: Mapping[str, Fit] | None = None) -> dict[str, Any]:
+def quotas(
+    environment: Environment,
+    deployment: Deployment,
+    found: Mapping[str, Fit] | None = None,
+    again: Mapping[str, bool] | None = None,
+) -> dict[str, Any]:
     """Whether the account may have these nodes: facts for the ledger.
 
     What AWS does not tell refuses nothing: it is logged as a warning and recorded as unknown, with the missing right.
 
     :param found: of `fitting`; without pools the environment's instance types count, on demand
+    :param again: which instances the deployment may use again; None before anybody could look into the cluster
     :raises QuotaTooSmall: it may not, and AWS has said so
     """
     from nim_rollouts.core import quota
@@ -113,7 +119,7 @@ def quotas(environment: Environment, deployment: Deployment, found: Mapping[str,
     strange = [f"no instance type is known here for {what}" for what in found or ["service"] if what not in judged]
     if not codes:
         return {"outcome": "unknown" if strange else "not-applicable", "seen": [], "unknown": strange}
-    met = quota.findings(known, aws.limits(environment, codes), aws.running(environment))
+    met = quota.findings(known, aws.limits(environment, codes), aws.running(environment), again or {})
     deciding = [
         finding
         for what in dict.fromkeys(one.what for one in known)

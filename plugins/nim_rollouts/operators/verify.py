@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # As the API server words it when nobody answers for a webhook that must be asked.
 _NO_ANSWER = re.compile(r"failed calling webhook")
 _ADMISSION = "admissionregistration.k8s.io/v1"
+_NODE_POOL = "karpenter.sh/nodepool"
 
 
 class VerifyPlatformOperator(StageOperator):
@@ -174,7 +175,7 @@ class Verification:
         from nim_rollouts.core.checks import Check
         from nim_rollouts.operators import capacity
 
-        found = capacity.quotas(self.session.environment, self.session.deployment, self._fitting)
+        found = capacity.quotas(self.session.environment, self.session.deployment, self._fitting, self._usable_again())
         self._more["quotas"] = found
         why = f" ({'; '.join(found['unknown'])})" if found["unknown"] else ""
         return Check("quota", found["outcome"], ("; ".join(found["seen"]) or "no quota counts these types") + why)
@@ -230,6 +231,14 @@ class Verification:
         from nim_rollouts.clients.resources import api_version_of
 
         return {kind: self._list(api_version_of(kind), kind) for kind in ("NodePool", "EC2NodeClass")}
+
+    def _usable_again(self) -> dict[str, bool]:
+        """Instances of Karpenter's nodes -> whether this deployment may use them again."""
+        from nim_rollouts.core.quota import usable_again
+
+        nodes = [one for one in self._list("v1", "Node") if _NODE_POOL in (one["metadata"].get("labels") or {})]
+        pods = self._list("v1", "Pod") if nodes else []
+        return usable_again(self.session.deployment.name, self.session.names.namespace, nodes, pods)
 
     def _is_standing(self) -> bool:
         """An earlier revision of the deployment runs: its nodes may be used again."""

@@ -17,6 +17,7 @@ from nim_rollouts.core.errors import (
     QuotaTooSmall,
     SpecError,
 )
+from nim_rollouts.core.quota import Running
 from nim_rollouts.core.verdicts.objects import name_of
 from nim_rollouts.hooks import jobs
 from nim_rollouts.operators import capacity, storage_probe
@@ -256,6 +257,28 @@ def test_an_instance_type_that_is_not_known_is_taken_to_fit(ready: World, caplog
     assert validate._gpu_fit(session, session.deployment) == ["g7e.12xlarge"]
     assert "nothing is known here of g7e.12xlarge" in caplog.text
     assert validate._capacity(session, session.deployment)["quotas"]["outcome"] == "unknown"
+
+
+@pytest.mark.parametrize(("whose", "refused"), [("meta-llama3-8b-instruct", False), ("other", True)])
+def test_a_node_with_another_deployments_pods_is_not_free(
+    pools: World, monkeypatch: pytest.MonkeyPatch, whose: str, refused: bool
+) -> None:
+    """Quota for one node, which runs: enough for the one whose node it is."""
+    running = [Running("g5.12xlarge", "on-demand", 48, ours=True, id="i-1")]
+    monkeypatch.setattr("nim_rollouts.hooks.quotas.running", lambda environment: running)
+    monkeypatch.setattr(
+        "nim_rollouts.hooks.quotas.limits",
+        lambda environment, codes: {code: 48.0 if code == "L-DB2E81BA" else 0.0 for code in codes},
+    )
+    node = {"name": "n", "labels": {"karpenter.sh/nodepool": "g5-gpu-karpenter"}}
+    pools.cluster.put({"kind": "Node", "metadata": node, "spec": {"providerID": "aws:///us-west-2a/i-1"}})
+    pod = {"name": f"{whose}-0a1b2c3d-5f-x", "namespace": "nim-service"}
+    pools.cluster.put({"kind": "Pod", "metadata": pod, "spec": {"nodeName": "n"}})
+    if not refused:
+        assert verify(pools)["quota"]["outcome"] == "ok"
+        return
+    with pytest.raises(QuotaTooSmall, match="is 48, 48 in use"):
+        verify(pools)
 
 
 def test_a_pool_that_is_not_there_is_told_twice_in_one_error(pools: World) -> None:
