@@ -38,7 +38,7 @@ def _both(name: str, on_demand: str, spot: str, as_spot: str = "") -> tuple[Quot
 #: First letters of the family -> on demand, spot.
 _OF: dict[str, tuple[Quota, Quota]] = {
     **dict.fromkeys(("g", "gr", "vt"), _both("G and VT", "L-DB2E81BA", "L-3819A6DF")),
-    "p": _both("P", "L-417A185B", "L-7212CCBC"),
+    "p": _both("P", "L-417A185B", "L-7212CCBC", "P4, P3 and P2"),
     "inf": _both("Inf", "L-1945791B", "L-B5D1601B"),
     "trn": _both("Trn", "L-2C3B7624", "L-6B0D517C"),
     "dl": _both("DL", "L-6E869C2A", "L-85EED4F7"),
@@ -46,12 +46,17 @@ _OF: dict[str, tuple[Quota, Quota]] = {
     "x": _both("X", "L-7295265B", "L-E3A00192"),
 }
 _REST = _both(_STANDARD, "L-1216C47A", "L-34B43A08")
+# On demand there is one quota for all of P, on spot there are several; of newer generations none is known here.
+_P_SPOT = {**dict.fromkeys("234", _OF["p"][1]), "5": Quota("L-C4BD4855", "All P5 Spot Instance Requests")}
 
 
 def quota_of(instance_type: str, capacity_type: str) -> Quota | None:
-    """The quota that a type counts against; None for families that have none of vCPUs (`u`, `hpc`, `mac`)."""
-    match = re.match(r"[a-z]+", instance_type)
-    letters = match.group() if match else ""
+    """The quota that a type counts against; None for families that have none of vCPUs (`u`, `hpc`, `mac`), and where
+    it is not known."""
+    match = re.match(r"([a-z]+)(\d?)", instance_type)
+    letters, generation = match.groups() if match else ("", "")
+    if letters == "p" and capacity_type == SPOT:
+        return _P_SPOT.get(generation)
     pair = _OF.get(letters) or (_REST if letters[:1] in tuple("acdhimrtz") and letters not in ("hpc", "mac") else None)
     return pair[capacity_type == SPOT] if pair else None
 

@@ -20,7 +20,10 @@ SPOT = Candidate("service", "g5.12xlarge", 1, "spot", 48)
         ("g5.12xlarge", G_ON_DEMAND, G_SPOT),
         ("g6e.xlarge", G_ON_DEMAND, G_SPOT),
         ("gr6.4xlarge", G_ON_DEMAND, G_SPOT),
-        ("p5.48xlarge", "L-417A185B", "L-7212CCBC"),
+        ("p5.48xlarge", "L-417A185B", "L-C4BD4855"),
+        ("p5en.48xlarge", "L-417A185B", "L-C4BD4855"),
+        ("p4d.24xlarge", "L-417A185B", "L-7212CCBC"),
+        ("p3.2xlarge", "L-417A185B", "L-7212CCBC"),
         ("inf2.xlarge", "L-1945791B", "L-B5D1601B"),
         ("trn1.32xlarge", "L-2C3B7624", "L-6B0D517C"),
         ("m6i.2xlarge", "L-1216C47A", "L-34B43A08"),
@@ -31,6 +34,23 @@ SPOT = Candidate("service", "g5.12xlarge", 1, "spot", 48)
 def test_each_family_has_its_quotas(instance_type: str, on_demand: str, spot: str) -> None:
     codes = [quota.code for each in ("on-demand", "spot") if (quota := quota_of(instance_type, each))]
     assert codes == [on_demand, spot]
+
+
+def test_p5_on_spot_does_not_count_against_the_older_ones_quota() -> None:
+    """Two quotas on spot, one on demand, for which both count."""
+    older = Running("p4d.24xlarge", "spot", 96)
+    one = Candidate("service", "p5.48xlarge", 1, "spot", 192)
+    (met,) = findings([one], {"L-C4BD4855": 192.0, "L-7212CCBC": 96.0}, [older])
+    assert met.is_met is True and met.used == 0
+    assert "All P5 Spot Instance Requests (L-C4BD4855) is 192, 0 in use" in met.in_words
+    same = Candidate("service", "p5.48xlarge", 1, "on-demand", 192)
+    (met,) = findings([same], {"L-417A185B": 192.0}, [Running("p4d.24xlarge", "on-demand", 96)])
+    assert met.is_met is False and met.used == 96
+
+
+def test_of_a_newer_generation_the_quota_on_spot_is_not_known() -> None:
+    assert quota_of("p6-b200.48xlarge", "spot") is None
+    assert str(quota_of("p6-b200.48xlarge", "on-demand")).endswith("(L-417A185B)")
 
 
 @pytest.mark.parametrize("instance_type", ["u-6tb1.metal", "mac2.metal", "hpc7a.96xlarge"])
