@@ -48,17 +48,29 @@ def _filled_cache(session: Session) -> str:
 
 
 def _make_room(stage: Stage, job: dict[str, Any]) -> None:
-    """One that is being deleted, or has failed, would be no answer to this try."""
+    """One that is being deleted, has failed, or has found the storage bad would be no answer to this try. What a try
+    that was killed has made, and what found it good, is gone on with: one intent, one Job."""
     from nim_rollouts.core.verdicts.objects import is_deleting, is_true
     from nim_rollouts.operators.model import subject_of, wait_gone
 
     session = stage.session
     live = session.cluster.get("batch/v1", "Job", session.names.namespace, job["metadata"]["name"])
-    if live is None or not (is_deleting(live) or is_true(live, "Failed") or is_true(live, "Complete")):
+    if live is None:
+        return
+    refused = is_true(live, "Complete") and not _found_good(session, live)
+    if not (is_deleting(live) or is_true(live, "Failed") or refused):
         return
     stage.check_claims()
     session.cluster.delete(live, uid=live["metadata"]["uid"], generation=session.request.generation)
     wait_gone(stage, [subject_of(live)], session.environment.budgets.delete_s)
+
+
+def _found_good(session: Session, job: dict[str, Any]) -> bool:
+    from nim_rollouts.core import storageprobe
+
+    pods = session.cluster.list("v1", "Pod", session.names.namespace)
+    answer = storageprobe.said({"Pod": pods}, job)
+    return storageprobe.judged(answer, session.deployment.cache.storage_class).outcome == "ok"
 
 
 def applied(session: Session) -> Facts:
