@@ -122,8 +122,8 @@ def points(writes: Iterable[Write]) -> list[Point]:
 
 
 def repeated(writes: Iterable[Write]) -> set[str]:
-    """Kinds of what we wrote and found there already."""
-    return {write.resource for write in writes if write.ours and not write.made and write.code < 400}
+    """Kinds of what we applied and found there already."""
+    return {write.resource for write in writes if write.ours and write.verb == "patch" and write.code == 200}
 
 
 def makings(writes: Iterable[Write]) -> Counter[Point]:

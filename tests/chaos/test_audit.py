@@ -71,6 +71,7 @@ def test_a_second_object_of_one_intent_is_counted(tmp_path: Path) -> None:
         _entry("patch", "jobs", "llama-bench-0a1b2c3d", 201),
         _entry("patch", "jobs", "llama-bench-0a1b2c3d", 200),
         _entry("patch", "jobs", "llama-bench-99999999", 201),
+        _entry("delete", "secrets", "old", 200),
         _entry("create", "pods", "", 201, user=OPERATOR),
         _entry("create", "events", "e", 201, user=OPERATOR),
         _entry("create", "configmaps", "kube-root-ca.crt", 201, user=OPERATOR),
