@@ -75,9 +75,18 @@ def need(policy: str, changes: Iterable[Sequence[str]]) -> Need:
 
 
 def plan_question(
-    facts: Mapping[str, Any], policy: str, asking: Asking, cost: Estimate, *, title: str = "Apply this plan"
+    facts: Mapping[str, Any],
+    policy: str,
+    asking: Asking,
+    cost: Estimate,
+    *,
+    title: str = "Apply this plan",
+    besides: str = "",
 ) -> Question:
-    """The question about a terraform plan, from the facts that the stage `terraform_plan` records."""
+    """The question about a terraform plan, from the facts that the stage `terraform_plan` records.
+
+    :param besides: what else a yes means, as Markdown
+    """
     changes = [(str(address), str(action)) for address, action in facts["changes"]]
     verdict = need(policy, changes)
     reasons = {str(address): str(why) for address, why in (facts.get("reasons") or {}).items()}
@@ -85,6 +94,7 @@ def plan_question(
         _who(asking),
         f"**Asked because of** {verdict.why}.",
         _deadline(asking),
+        *([besides] if besides else []),
         f"### What it costs\n\n{cost_text(cost)}",
         f"### {title}: {counted(changes)}\n\n{_changes(changes, reasons)}",
     ]

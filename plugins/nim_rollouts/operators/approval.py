@@ -244,12 +244,18 @@ class ApprovePlanOperator(AskOperator):
             triggered_by=request.triggered_by or "nobody known",
             environment=environment.name,
             region=environment.region,
-            deployment=request.deployment,
+            deployment=request.spec.name if request.spec else "",
             image=request.spec.image.reference if request.spec else "",
             approvers=policies.approvers,
             timeout_s=policies.approval_timeout_s,
         )
-        return plan_question(facts, policies.approval, asking, self._cost(stage, facts), title=self.title)
+        cost = self._cost(stage, facts)
+        return plan_question(facts, policies.approval, asking, cost, title=self.title, besides=self.besides(stage))
+
+    def besides(self, stage: Stage) -> str:
+        """What else a yes means, as Markdown; nothing. Of the run's own records alone: every try must put the question
+        in the same words."""
+        return ""
 
     @staticmethod
     def _cost(stage: Stage, facts: Facts) -> Estimate:

@@ -45,7 +45,8 @@ class PlanDestroyOperator(TerraformPlanOperator):
         interrupted.settle(terraform, stage.session, stage.log.info)
         # Once the state is empty, nothing else says in which network an untagged thing would lie.
         remember_networks(stage.session.environment, stage.session.store, terraform.output(), terraform.state_list)
-        return _plan(stage, terraform)
+        # Looked into where somebody will be shown what it ends.
+        return _plan(stage, terraform, explain=stage.session.environment.policies.approval == ALWAYS or None)
 
 
 class ApproveDestroyOperator(ApprovePlanOperator):
@@ -61,13 +62,20 @@ class ApproveDestroyOperator(ApprovePlanOperator):
     def question(self, stage: Stage) -> Question:
         """As of any plan; the policy decides whether it is put."""
         asked = super().question(stage)
-        asked = replace(asked, body=f"{asked.body}\n\n{_goes_first(stage)}")
         typed = stage.session.facts("validate")["confirmed"]
         if asked.policy == ALWAYS or typed != stage.session.environment.name:
             return asked
         if asked.needed and not self._may_approve(stage):
             return asked
         return replace(asked, needed=False, why=f'"{typed}" was typed into the form to confirm it')
+
+    def besides(self, stage: Stage) -> str:
+        """What goes before the infrastructure does."""
+        names = ", ".join(f"`{name}`" for name in sorted(stage.session.facts("validate")["deployments"]))
+        return (
+            f"**Before it, all of ours in the cluster goes:** services and caches of {names or 'no deployment'}, node "
+            "pools with their nodes, load balancers, add-ons. A no deletes none of it."
+        )
 
     @staticmethod
     def _may_approve(stage: Stage) -> bool:
@@ -141,20 +149,10 @@ def skip_unless_everything(stage: Stage) -> None:
         raise AirflowSkipException(f"the scope is {scope}: the infrastructure stays")
 
 
-def _goes_first(stage: Stage) -> str:
-    """What else a yes means. Of the run's own records alone: every try must put the question in the same words."""
-    names = ", ".join(f"`{name}`" for name in sorted(stage.session.facts("validate")["deployments"]))
-    return (
-        "### What goes before it\n\n"
-        f"Everything of ours in the cluster: services and caches of {names or 'no deployment'}, node pools with their "
-        "nodes, add-ons, load balancers. A no deletes none of it."
-    )
-
-
-def _plan(stage: Stage, terraform: Terraform) -> PlanSummary:
+def _plan(stage: Stage, terraform: Terraform, *, explain: bool | None = None) -> PlanSummary:
     from nim_rollouts.hooks.infrastructure import variables
 
-    return terraform.plan(variables(stage.session.environment), destroy=True)
+    return terraform.plan(variables(stage.session.environment), destroy=True, explain=explain)
 
 
 def _refuse_nodes(stage: Stage) -> None:

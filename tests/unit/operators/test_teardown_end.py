@@ -103,7 +103,7 @@ def test_destroy_remembers_the_network_and_names_what_holds_it(
     monkeypatch.setattr("nim_rollouts.hooks.infrastructure.variables", lambda environment: {})
     monkeypatch.setattr("nim_rollouts.hooks.inventory.strangers", lambda environment, store: ["instance i-1"])
     teardown_terraform.PlanDestroyOperator(task_id="plan_destroy").plan(stage, fake)
-    assert asked == [{"destroy": True}]
+    assert asked == [{"destroy": True, "explain": None}]
     monkeypatch.setattr("nim_rollouts.operators.terraform.TerraformApplyOperator.run", apply)
     monkeypatch.setattr(
         "nim_rollouts.hooks.inventory.holders",
@@ -195,5 +195,7 @@ def test_the_policy_always_asks_besides(down: World, monkeypatch: pytest.MonkeyP
     with pytest.raises(TimeoutError):
         approve(down, approval="always")
     assert "aws_vpc.this" in asked[0].body
-    assert "services and caches of `meta-llama3-8b-instruct`" in asked[0].body, "a yes means these too, and before"
+    assert asked[0].subject == "test: 1 to destroy (the whole environment)"
+    head = asked[0].body.partition("### What it costs")[0]
+    assert "services and caches of `meta-llama3-8b-instruct`" in head, "a yes means these too, and before"
     assert read_answer(down.session().store, ENVIRONMENT, "sum1") is None
