@@ -68,14 +68,22 @@ class TerraformProcess:
         self.grace_s = grace_s
         self._process: subprocess.Popen[bytes] | None = None
         self._interrupted = False
+        # No Event: `stop` is called from a signal handler, in the middle of whatever would hold the Event's own lock.
+        self._stopped = False
         self._lock = threading.RLock()
 
     def stop(self) -> None:
-        """Ask the running command to stop, once; may be called from any thread or signal handler.
+        """Ask the running command to stop, and begin no other; may be called from any thread or signal handler.
 
-        A second SIGINT would make terraform drop everything, so further calls do nothing. The whole group gets it, as
-        from a terminal: terraform's plugins expect it and go on until terraform ends them.
+        It may come between two commands. Airflow kills the worker a few seconds later, and an apply that was begun in
+        them would have nobody who watches it.
         """
+        self._stopped = True
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        """One SIGINT for the running command: a second one would make terraform drop everything. The whole group gets
+        it, as from a terminal: terraform's plugins expect it and go on until terraform ends them."""
         with self._lock:
             if self._process is not None and self._process.poll() is None and not self._interrupted:
                 self._interrupted = True
@@ -93,8 +101,9 @@ class TerraformProcess:
     ) -> Ended:
         """Run to the end; each line of its output goes to `on_line` soon after it is written.
 
-        :raises TerraformUnavailable: another command runs in this work folder
+        :raises TerraformUnavailable: another command runs in this work folder; or it was stopped before
         """
+        self._refuse_stopped(name)
         self.logs.mkdir(parents=True, exist_ok=True)
         out, err = self.logs / f"{name}.out", self.logs / f"{name}.err"
         with _private(out) as stdout, _private(err) as stderr, self._forwarding_sigterm():
@@ -110,11 +119,14 @@ class TerraformProcess:
             finally:
                 os.close(guard)
             try:
+                if self._stopped:
+                    # Since it was looked at above; what `stop` could see was still the command before.
+                    self._interrupt()
                 self._write_record(name, self._process.pid)
                 status = self._follow(out, on_line)
             except BaseException:
                 # A task timeout, a KeyboardInterrupt, a broken callback: terraform must not be left half-way unasked.
-                self.stop()
+                self._interrupt()
                 self._wait_for_end()
                 raise
             finally:
@@ -167,6 +179,14 @@ class TerraformProcess:
     def forget_ended(self) -> None:
         """The state was locked and released since: nothing of them is left."""
         self.ended.unlink(missing_ok=True)
+
+    def _refuse_stopped(self, name: str) -> None:
+        if self._stopped:
+            raise TerraformUnavailable(
+                f"terraform {name} was not begun: the task was told to stop",
+                reason="terraform-interrupted",
+                hint="Clear the task to go on",
+            )
 
     def _put_away(self, *, failed: bool) -> None:
         record = self.running()

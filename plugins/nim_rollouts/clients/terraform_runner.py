@@ -74,7 +74,8 @@ class TerraformRunner:
         self._process.owner = dict(owner)
 
     def stop(self) -> None:
-        """Ask a running command to end properly (one SIGINT). For an operator's on_kill; returns at once."""
+        """Ask a running command to end properly (one SIGINT), and begin no other. For an operator's on_kill; returns at
+        once."""
         self._process.stop()
 
     def binary(self) -> str:

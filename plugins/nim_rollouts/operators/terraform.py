@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from nim_rollouts.core import planning
 from nim_rollouts.core.errors import NeedsHumanError, TerraformFailed
 from nim_rollouts.operators.base import INTENT, RESULT, Facts, Stage, StageOperator
+from nim_rollouts.operators.stopping import StopsTerraform
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.terraform import Terraform
@@ -24,7 +25,7 @@ PLAN_STAGE = "terraform_plan"
 LEFT = "left"
 
 
-class TerraformStage(StageOperator):
+class TerraformStage(StopsTerraform, StageOperator):
     """A stage that runs terraform. Stopping the task lets terraform finish what is in flight."""
 
     claim_scopes: ClassVar[tuple[str, ...]] = ("environment",)
@@ -39,17 +40,11 @@ class TerraformStage(StageOperator):
 
         environment = stage.session.environment
         more = {} if purpose is None else {"purpose": purpose}
-        self._terraform = open_terraform(environment, stage.session.include, stage.log.info, **more)
-        self._terraform.owner = {"run": stage.session.run_id, "task": stage.name, "try": stage.try_number}
-        self._terraform.holders = lambda: _elsewhere(stage)
-        self._terraform.init(backend(environment), **({} if lock_file is None else {"lock_file": lock_file}))
-        return self._terraform
-
-    def on_kill(self) -> None:
-        """One interrupt: a second would lose state."""
-        running: Terraform | None = getattr(self, "_terraform", None)
-        if running is not None:
-            running.stop()
+        terraform = self.stoppable(open_terraform(environment, stage.session.include, stage.log.info, **more))
+        terraform.owner = {"run": stage.session.run_id, "task": stage.name, "try": stage.try_number}
+        terraform.holders = lambda: _elsewhere(stage)
+        terraform.init(backend(environment), **({} if lock_file is None else {"lock_file": lock_file}))
+        return terraform
 
 
 class TerraformPlanOperator(TerraformStage):

@@ -20,6 +20,7 @@ from airflow.sdk import BaseOperator
 from nim_rollouts.core import planning
 from nim_rollouts.core.errors import TerraformFailed
 from nim_rollouts.operators.base import DEFAULT_ARGS, Facts
+from nim_rollouts.operators.stopping import StopsTerraform
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.terraform import Terraform
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from nim_rollouts.hooks.terraform import TerraformHook
 
 
-class RootOperator(BaseOperator):
+class RootOperator(StopsTerraform, BaseOperator):
     """Base of the operators here; what a DAG's tasks of one root have in common can stand in its `default_args`.
 
     :param root: folder of the root module, on every worker (templated)
@@ -84,10 +85,10 @@ class RootOperator(BaseOperator):
     ) -> Terraform:
         """terraform, initialised."""
         ti = context["ti"]
-        self._terraform = hook.client(self.log.info, purpose=purpose)
-        self._terraform.owner = {"dag": ti.dag_id, "run": ti.run_id, "task": ti.task_id, "try": ti.try_number}
-        self._terraform.init(hook.backend, lock_file=lock_file)
-        return self._terraform
+        terraform = self.stoppable(hook.client(self.log.info, purpose=purpose))
+        terraform.owner = {"dag": ti.dag_id, "run": ti.run_id, "task": ti.task_id, "try": ti.try_number}
+        terraform.init(hook.backend, lock_file=lock_file)
+        return terraform
 
     def values(self) -> dict[str, Any]:
         """All variables with their values; the secret ones are fetched here, and go into a private file alone."""
@@ -95,12 +96,6 @@ class RootOperator(BaseOperator):
 
         secret = {name: BaseHook.get_connection(one).password for name, one in self.secret_variables.items()}
         return {**self.variables, **secret}
-
-    def on_kill(self) -> None:
-        """One interrupt: a second would lose state."""
-        running: Terraform | None = getattr(self, "_terraform", None)
-        if running is not None:
-            running.stop()
 
     def told(self, plan: PlanSummary) -> Facts:
         """The plan for the log and for XCom."""

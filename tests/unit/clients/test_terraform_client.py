@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -245,6 +246,48 @@ def test_stop_sends_one_sigint_and_waits_for_the_end(setup: Setup) -> None:
     assert [error.reason for error in caught] == ["terraform-interrupted"]
     assert (setup.folder / "sigints").read_text() == "1"
     assert not (setup.folder / "work" / "running.json").exists()
+
+
+def test_a_stop_between_two_commands_is_not_forgotten(setup: Setup) -> None:
+    """Airflow kills the worker seconds later: what was begun in them would be watched by nobody."""
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    terraform.plan(VARIABLES)
+    terraform.stop()
+    with pytest.raises(TerraformUnavailable) as stopped:
+        terraform.apply()
+    assert stopped.value.reason == "terraform-interrupted"
+    assert not [call for call in setup.calls() if call["args"][0] == "apply"]  # type: ignore[index]
+
+
+def test_a_stop_while_a_command_is_being_started_reaches_it(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    terraform.plan(VARIABLES)
+    (setup.folder / "hang").touch()
+    start = subprocess.Popen
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def stopped_meanwhile(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+        begun.append(start(*args, **kwargs))
+        terraform.stop()
+        return begun[0]
+
+    monkeypatch.setattr("nim_rollouts.clients.terraform_process.subprocess.Popen", stopped_meanwhile)
+    caught: list[TerraformUnavailable] = []
+
+    def apply() -> None:
+        with pytest.raises(TerraformUnavailable) as stopped:
+            terraform.apply()
+        caught.append(stopped.value)
+
+    thread = threading.Thread(target=apply)
+    thread.start()
+    thread.join(20)
+    if thread.is_alive():
+        os.killpg(begun[0].pid, signal.SIGKILL)
+        thread.join()
+    assert [error.reason for error in caught] == ["terraform-interrupted"]
 
 
 def test_an_exception_in_the_worker_stops_terraform_too(setup: Setup) -> None:

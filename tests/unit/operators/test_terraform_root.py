@@ -112,6 +112,16 @@ def test_a_stale_plan_is_somebody_else_s_doing(tmp_path: Path, terraform: FakeTe
         run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])
 
 
+def test_a_task_that_is_stopped_before_it_has_a_terraform_begins_none(tmp_path: Path, terraform: FakeTerraform) -> None:
+    stopped: list[str] = []
+    terraform.stop = lambda: stopped.append("stop")  # type: ignore[attr-defined]
+    operator = tf.RootPlanOperator(task_id="t", root="r", backend={}, plans=str(tmp_path / "plans"))
+    operator.on_kill()
+    terraform.plans = [VPC]
+    operator.execute({"ti": SimpleNamespace(dag_id="any", run_id="manual__1", task_id="t", try_number=1)})
+    assert stopped == ["stop"]
+
+
 def test_destroy_applies_a_kept_plan_of_destruction(tmp_path: Path, terraform: FakeTerraform) -> None:
     terraform.plans = [[("aws_vpc.this", "delete")]]
     assert run(tf.RootDestroyOperator, tmp_path)["changed"] is True
