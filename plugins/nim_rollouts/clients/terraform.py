@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nim_rollouts.clients.terraform_events import Diagnostic, diagnostics_of
+from nim_rollouts.clients.terraform_events import LOCK_IN_USE_S, Diagnostic, diagnostics_of
 from nim_rollouts.clients.terraform_plan import ApplySummary, PlanSummary, explained, from_events
 from nim_rollouts.clients.terraform_process import Ended
 from nim_rollouts.clients.terraform_runner import TerraformRunner
@@ -49,6 +49,7 @@ class Terraform(TerraformRunner):
     :param plugin_dir: filesystem mirror of providers; None looks for one (`find_plugin_dir`), else terraform downloads
     :param progress: takes one readable line at a time
     :param lock_timeout_s: how long to wait for a state lock that somebody else holds
+    :param patience_s: how long to wait for a terraform that a dead worker left at work in this folder
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Terraform(TerraformRunner):
         *,
         progress: Callable[[str], None] | None = None,
         lock_timeout_s: int = 60,
+        patience_s: float = LOCK_IN_USE_S,
     ) -> None:
+        self.patience_s = patience_s
         self.root_dir, self.work_dir = Path(root_dir), Path(work_dir).absolute()
         self.files = WorkDir(self.root_dir, self.work_dir)
         super().__init__(
@@ -86,7 +89,7 @@ class Terraform(TerraformRunner):
 
         :param lock_file: provider versions that must be used: those of the plan that is to be applied
         """
-        self._process.wait_for_earlier(self.lock_timeout_s, self.say)
+        self._process.wait_for_earlier(self.patience_s, self.say)
         config = {key: value for key, value in backend.items() if value is not None}
         fingerprint = self.files.fingerprint(backend=config, plugin_dir=self.plugin_dir, binary=self.binary())
         if not self.files.refresh(fingerprint, mirror=self.plugin_dir is not None, lock_file=lock_file):

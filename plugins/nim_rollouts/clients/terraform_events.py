@@ -23,6 +23,8 @@ from nim_rollouts.core.errors import (
 
 #: A lock younger than this is taken for one in use: an EKS apply or destroy takes 10 to 25 minutes.
 LOCK_IN_USE_S = 45 * 60
+#: Between two tries to get a lock of our own terraform on another worker: Airflow's four last until it is that old.
+_OURS_ELSEWHERE_S = 10 * 60
 
 _VERBS = {
     "create": ("creating", "created"),
@@ -188,7 +190,8 @@ def _locked(lock: LockInfo, now: float, where: str, known: str) -> NimRolloutsEr
     )
     if created is not None and now - created < LOCK_IN_USE_S:
         hint = f"That operation is probably under way, and this task is tried again; {remedy}"
-        return TerraformUnavailable(message, reason="state-locked", hint=hint, retry_after_s=60)
+        again = _OURS_ELSEWHERE_S if known else 60
+        return TerraformUnavailable(message, reason="state-locked", hint=hint, retry_after_s=again)
     hint = f"Let that operation end; {remedy}"
     return NeedsHumanError(message, layer="terraform", reason="state-locked", hint=hint)
 

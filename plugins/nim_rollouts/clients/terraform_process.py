@@ -31,15 +31,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from nim_rollouts.clients.terraform_earlier import Earlier
 from nim_rollouts.clients.terraform_locks import held_until, whoami
-from nim_rollouts.clients.terraform_orphans import end, plugins_alone
 from nim_rollouts.core.errors import TerraformUnavailable
 
 _POLL_S = 0.2
-#: Between two looks at who holds the guard: each goes through all processes.
+#: Between two tries to get the guard. A stop has to be noticed in it: Airflow kills after five seconds.
 _LOOK_S = 1.0
-#: How long plugins without their terraform may go on: those that notice its death end within moments.
-_ORPHANS_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -134,35 +132,24 @@ class TerraformProcess:
                     self._put_away(failed=self._process.returncode != 0)
         return Ended(status, out, err.read_text(errors="replace"), self._interrupted)
 
-    def wait_for_earlier(self, timeout_s: float, say: Callable[[str], None]) -> None:
+    def wait_for_earlier(self, patience_s: float, say: Callable[[str], None]) -> None:
         """Wait for a terraform that a dead worker left running here; of one that died itself the record is put away,
         and plugins that it left are ended.
 
-        :raises TerraformUnavailable: it still runs after `timeout_s`
+        :raises TerraformUnavailable: it still runs after `patience_s`; or we are told to stop
         """
-        deadline = time.monotonic() + timeout_s
-        alone_since: float | None = None
-        told = False
+        deadline = time.monotonic() + patience_s
+        earlier: Earlier | None = None
         while True:
+            self._refuse_stopped("init")
             try:
                 os.close(self._guard())
                 break
             except TerraformUnavailable:
-                orphans = plugins_alone(self.guard)
-                if not orphans and time.monotonic() > deadline:
+                if time.monotonic() > deadline:
                     raise
-            if not orphans:
-                alone_since = None
-            elif alone_since is None:
-                alone_since = time.monotonic()
-            elif time.monotonic() > alone_since + _ORPHANS_S:
-                pids = ", ".join(str(one.pid) for one in orphans)
-                say(f"ending the plugins of an earlier terraform that was killed (pid {pids})")
-                end(orphans)
-            if not told:
-                record = self.running() or {}
-                say(f"waiting for an earlier terraform {record.get('name')} here (pid {record.get('pid')})")
-                told = True
+            earlier = earlier or Earlier(self.running() or {}, self.logs, self.guard, say)
+            earlier.look()
             time.sleep(_LOOK_S)
         self._put_away(failed=True)
 

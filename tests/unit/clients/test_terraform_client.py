@@ -87,8 +87,11 @@ class Setup:
         self.lines: list[str] = []
         self.env = {"TERRAFORM": str(self.binary), "FAKE_DIR": str(folder), "AWS_SECRET_ACCESS_KEY": "s3cr3t"}
 
-    def terraform(self, **env: str) -> Terraform:
-        return Terraform(self.root, self.folder / "work", self.env | env, progress=self.lines.append, lock_timeout_s=1)
+    def terraform(self, *, patience_s: float = 20, **env: str) -> Terraform:
+        return Terraform(
+            self.root, self.folder / "work", self.env | env,
+            progress=self.lines.append, lock_timeout_s=1, patience_s=patience_s,
+        )  # fmt: skip
 
     def calls(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
@@ -339,23 +342,77 @@ def test_sigterm_of_the_worker_is_handed_on_as_one_sigint(setup: Setup, root: Pa
     assert (setup.folder / "sigints").read_text() == "1"
 
 
-def test_terraform_outlives_a_killed_worker_and_the_next_waits_for_it(setup: Setup, root: Path) -> None:
+def outlived(setup: Setup, root: Path) -> dict[str, Any]:
+    """What is written down of an apply whose worker was killed, and which goes on."""
     process = worker(setup, root)
     process.kill()
     process.wait(20)
-    record = json.loads((setup.folder / "work" / "running.json").read_text())
-    with pytest.raises(TerraformUnavailable) as caught:
-        setup.terraform().init(BACKEND)
-    assert caught.value.reason == "terraform-busy" and str(record["pid"]) in caught.value.message
+    record: dict[str, Any] = json.loads((setup.folder / "work" / "running.json").read_text())
+    return record
+
+
+def in_background(terraform: Terraform) -> tuple[threading.Thread, list[Exception | None]]:
+    """An init in a thread of its own, and how it will have ended."""
+    ended: list[Exception | None] = []
+
+    def init() -> None:
+        try:
+            terraform.init(BACKEND)
+            ended.append(None)
+        except TerraformUnavailable as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=init)
+    thread.start()
+    return thread, ended
+
+
+def test_terraform_outlives_a_killed_worker_and_the_next_waits_for_it(
+    setup: Setup, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than for somebody's lock: its apply may have another 20 minutes to go. Told meanwhile in its own words."""
+    monkeypatch.setattr("nim_rollouts.clients.terraform_earlier._TELL_S", 1.0)
+    record = outlived(setup, root)
+    waiting = setup.terraform()
+    assert waiting.lock_timeout_s < 3 < waiting.patience_s
+    thread, ended = in_background(waiting)
+    wait_until(lambda: sum("is still at work: creating aws_vpc.this" in line for line in setup.lines) == 3)
+    assert ended == [] and f"(pid {record['pid']})" in setup.lines[0]
     os.killpg(record["pid"], signal.SIGINT)
-    wait_until((setup.folder / "sigints").exists)
-    setup.terraform().init(BACKEND)
+    thread.join(20)
+    assert ended == [None] and (setup.folder / "sigints").exists()
     assert not (setup.folder / "work" / "running.json").exists()
 
 
+def test_an_earlier_terraform_that_does_not_end_is_named(setup: Setup, root: Path) -> None:
+    assert Terraform(setup.root, setup.folder / "other", {}).patience_s >= 45 * 60
+    record = outlived(setup, root)
+    with pytest.raises(TerraformUnavailable) as caught:
+        setup.terraform(patience_s=0).init(BACKEND)
+    assert caught.value.reason == "terraform-busy" and str(record["pid"]) in caught.value.message
+    os.killpg(record["pid"], signal.SIGINT)
+    wait_until((setup.folder / "sigints").exists)
+
+
+def test_a_stop_ends_the_wait_and_not_what_is_waited_for(setup: Setup, root: Path) -> None:
+    record = outlived(setup, root)
+    waiting = setup.terraform()
+    thread, ended = in_background(waiting)
+    wait_until(lambda: any("waiting for an earlier terraform apply" in line for line in setup.lines))
+    waiting.stop()
+    thread.join(4)  # Airflow kills after five seconds
+    assert [getattr(one, "reason", "") for one in ended] == ["terraform-interrupted"]
+    assert not (setup.folder / "sigints").exists()
+    os.killpg(record["pid"], signal.SIGINT)
+    wait_until((setup.folder / "sigints").exists)
+
+
 @pytest.mark.timeout(60)
-def test_plugins_that_a_killed_terraform_left_are_ended(setup: Setup, root: Path) -> None:
+def test_plugins_that_a_killed_terraform_left_are_ended(
+    setup: Setup, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They hold the guard: without this every later try would find it busy."""
+    monkeypatch.setattr("nim_rollouts.clients.terraform_earlier._PROCESSES_S", 0.5)
     (setup.folder / "plugin").touch()
     process = worker(setup, root)
     noted = setup.folder / "plugin-pid"
