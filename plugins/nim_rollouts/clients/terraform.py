@@ -139,8 +139,6 @@ class Terraform(TerraformRunner):
         """The saved plan in full, as terraform tells it (`show -json`). Holds sensitive values: not for logs, records
         or XCom; see `terraform_plan.planned_values`."""
         shown: dict[str, Any] = json.loads(self._text("show", ["show", "-json", str(plan_file or self.plan_file)]))
-        # The output is a file of the work folder, of mode 0600; it goes as soon as it is read.
-        (self.work_dir / "logs" / "show.out").unlink(missing_ok=True)
         return shown
 
     def apply(self, plan_file: str | Path | None = None, *, expect_checksum: str | None = None) -> ApplySummary:
@@ -189,7 +187,6 @@ class Terraform(TerraformRunner):
     def output(self) -> dict[str, Any]:
         """The outputs' values by name, without those marked sensitive."""
         shown = json.loads(self._text("output", ["output", "-json"]) or "{}")
-        (self.work_dir / "logs" / "output.out").unlink(missing_ok=True)
         return {name: item["value"] for name, item in shown.items() if not item.get("sensitive")}
 
     def state_list(self) -> list[str]:
@@ -205,7 +202,6 @@ class Terraform(TerraformRunner):
     def state_mark(self) -> StateMark:
         """Lineage and serial of the state as it is now."""
         pulled = self._text("state-pull", ["state", "pull"])
-        (self.work_dir / "logs" / "state-pull.out").unlink(missing_ok=True)
         return _mark(json.loads(pulled)) if pulled.strip() else StateMark("", 0)
 
     def state_serial(self) -> int | None:

@@ -11,7 +11,8 @@ Files in the work folder, for whoever comes next:
 `ended.json`    commands that ended badly: the state lock may still be theirs; see `terraform_locks`
 `guard`         locked (flock) by the running command and its children, as long as one of them lives: a pid can be
                 another's meanwhile, a lock cannot. Plugins that are left of a killed one are ended: `terraform_orphans`
-`logs/`         standard output and error of the last command of each name
+`logs/`         standard output and error of the last command of each name; the output of one that tells values
+                (`show`, `output`, `state`) has no name on disk, and is gone with the processes that hold it open
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from nim_rollouts.clients.terraform_earlier import Earlier
 from nim_rollouts.clients.terraform_locks import held_until, whoami
@@ -42,12 +44,13 @@ _LOOK_S = 1.0
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended. `interrupted`: we asked it to stop."""
+    """How a command ended. `interrupted`: we asked it to stop; `private`: its output may hold what no message may."""
 
     status: int
-    stdout: Path
+    stdout: str
     stderr: str
     interrupted: bool
+    private: bool = False
 
 
 class TerraformProcess:
@@ -96,15 +99,17 @@ class TerraformProcess:
         cwd: Path,
         env: dict[str, str],
         on_line: Callable[[str], None],
+        private: bool = False,
     ) -> Ended:
         """Run to the end; each line of its output goes to `on_line` soon after it is written.
 
+        :param private: keep its output in a file without a name, which no kill can leave behind
         :raises TerraformUnavailable: another command runs in this work folder; or it was stopped before
         """
         self._refuse_stopped(name)
         self.logs.mkdir(parents=True, exist_ok=True)
         out, err = self.logs / f"{name}.out", self.logs / f"{name}.err"
-        with _private(out) as stdout, _private(err) as stderr, self._forwarding_sigterm():
+        with _output(out, private) as stdout, _private(err) as stderr, self._forwarding_sigterm():
             self._interrupted = False
             guard = self._guard()
             try:
@@ -121,7 +126,7 @@ class TerraformProcess:
                     # Since it was looked at above; what `stop` could see was still the command before.
                     self._interrupt()
                 self._write_record(name, self._process.pid)
-                status = self._follow(out, on_line)
+                status = self._follow(stdout.fileno(), on_line)
             except BaseException:
                 # A task timeout, a KeyboardInterrupt, a broken callback: terraform must not be left half-way unasked.
                 self._interrupt()
@@ -130,7 +135,10 @@ class TerraformProcess:
             finally:
                 if self._process.poll() is not None:
                     self._put_away(failed=self._process.returncode != 0)
-        return Ended(status, out, err.read_text(errors="replace"), self._interrupted)
+            # Only now: until its end the process writes where we would read.
+            stdout.seek(0)
+            text = stdout.read().decode(errors="replace")
+        return Ended(status, text, err.read_text(errors="replace"), self._interrupted, private)
 
     def wait_for_earlier(self, patience_s: float, say: Callable[[str], None]) -> None:
         """Wait for a terraform that a dead worker left running here; of one that died itself the record is put away,
@@ -202,24 +210,26 @@ class TerraformProcess:
             ) from None
         return handle
 
-    def _follow(self, out: Path, on_line: Callable[[str], None]) -> int:
+    def _follow(self, out: int, on_line: Callable[[str], None]) -> int:
         assert self._process is not None
-        with out.open("rb") as reader:
-            pending = b""
-            while True:
-                status = self._process.poll()
-                pending += reader.read()
-                *lines, pending = pending.split(b"\n")
-                for line in lines:
-                    on_line(line.decode(errors="replace"))
-                if status is not None:
-                    if pending:
-                        on_line(pending.decode(errors="replace"))
-                    return status
-                try:
-                    self._process.wait(_POLL_S)
-                except subprocess.TimeoutExpired:
-                    continue
+        pending, position = b"", 0
+        while True:
+            status = self._process.poll()
+            # By position: the process goes on writing from the place that both share.
+            while data := os.pread(out, 1 << 20, position):
+                position += len(data)
+                pending += data
+            *lines, pending = pending.split(b"\n")
+            for line in lines:
+                on_line(line.decode(errors="replace"))
+            if status is not None:
+                if pending:
+                    on_line(pending.decode(errors="replace"))
+                return status
+            try:
+                self._process.wait(_POLL_S)
+            except subprocess.TimeoutExpired:
+                continue
 
     def _wait_for_end(self) -> None:
         assert self._process is not None
@@ -274,5 +284,12 @@ def _write(path: Path, content: Any) -> None:
     fresh.replace(path)
 
 
-def _private(path: Path) -> Any:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+def _output(path: Path, private: bool) -> IO[bytes]:
+    if not private:
+        return _private(path)
+    path.unlink(missing_ok=True)
+    return tempfile.TemporaryFile(dir=path.parent)
+
+
+def _private(path: Path) -> IO[bytes]:
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "w+b")

@@ -25,6 +25,9 @@ from nim_rollouts.core.errors import TerraformUnavailable, ToolMissing
 #: S3's lock file needs no experiment flag from this version on.
 MINIMUM_VERSION = (1, 11)
 
+#: Commands whose output holds values of resources and outputs, sensitive ones among them.
+_TELLS_VALUES = ("show", "output", "state")
+
 #: Runs an apply, and notes which state it left, also when the worker that started it is gone by then. (The shell is not
 #: to die of the SIGINT that terraform is stopped with.) Where terraform could not upload it, asking for it is vain too.
 _APPLY_AND_NOTE = """trap : INT
@@ -109,7 +112,7 @@ class TerraformRunner:
         ended = self._run(name, argv)
         if ended.status != 0:
             raise self._error(name, [], ended)
-        return ended.stdout.read_text(errors="replace")
+        return ended.stdout
 
     def _past_own_lock(
         self, name: str, attempt: Callable[[int], tuple[Ended, list[Diagnostic], _Answer]], good: tuple[int, ...] = (0,)
@@ -134,14 +137,15 @@ class TerraformRunner:
     def _run(self, name: str, argv: list[str], on_line: Callable[[str], None] = lambda _: None) -> Ended:
         command = [self.binary(), *argv]
         env = self.env
-        if argv[0] not in ("show", "output", "state", "force-unlock"):
+        if argv[0] not in (*_TELLS_VALUES, "force-unlock"):
             command[2:2] = ["-input=false"]
         if argv[0] not in ("state", "force-unlock") and "-json" not in argv:
             command[2:2] = ["-no-color"]
         if argv[0] == "apply":
             command = ["/bin/sh", "-c", _APPLY_AND_NOTE, "sh", *command]
             env = env | {"LEFT": str(self._left_file), "PLAN": checksum(Path(argv[-1]))}
-        return self._process.run(name, command, cwd=self.copy, env=env, on_line=on_line)
+        private = argv[0] in _TELLS_VALUES
+        return self._process.run(name, command, cwd=self.copy, env=env, on_line=on_line, private=private)
 
     def _shown(self, progress: Progress) -> Callable[[str], None]:
         def show(raw: str) -> None:
@@ -158,7 +162,7 @@ class TerraformRunner:
                 reason="terraform-interrupted",
                 hint="Run the plan task again: it shows what is left to do",
             )
-        said = ended.stderr or ended.stdout.read_text(errors="replace")
+        said = ended.stderr or ("" if ended.private else ended.stdout)
         if not errors and ended.status in (-9, 137):
             return TerraformUnavailable(
                 f"terraform {name} was killed; what it was making may not be in the state",

@@ -37,6 +37,10 @@ elif args[0] == "plan":
     resource = {"addr": "aws_vpc.this", "resource_type": "aws_vpc"}
     say(type="planned_change", change={"resource": resource, "action": "create"})
     sys.exit(2 if "-detailed-exitcode" in args else 0)
+elif args[0] in ("show", "output", "state") and (here / "hang-telling").exists():
+    print(json.dumps({"password": os.environ["FAKE_SECRET"]}), flush=True)
+    (here / "told").touch()
+    time.sleep(50)
 elif args[0] == "show":
     change = {"address": "aws_vpc.this", "change": {"actions": ["create"]}}
     print(json.dumps({"resource_changes": [change]}))
@@ -195,6 +199,34 @@ def test_outputs_without_the_sensitive_ones(setup: Setup) -> None:
     terraform = setup.terraform()
     terraform.init(BACKEND)
     assert terraform.output() == {"region": "us-west-2"}
+
+
+@pytest.mark.parametrize("command", ["show", "output", "state_mark"])
+def test_values_never_have_a_name_on_disk(setup: Setup, command: str) -> None:
+    """What lies there at a moment is what a SIGKILL would leave: `state pull` tells the whole state."""
+    secret = "sesame-open-9"
+    terraform = setup.terraform(FAKE_SECRET=secret)
+    terraform.init(BACKEND)
+    terraform.plan(VARIABLES)
+    (setup.folder / "hang-telling").touch()
+    caught: list[str] = []
+
+    def ask() -> None:
+        with pytest.raises(TerraformUnavailable) as killed:
+            getattr(terraform, command)()
+        caught.append(f"{killed.value.reason} {killed.value}")
+
+    def found() -> list[Path]:
+        files = (one for one in (setup.folder / "work").rglob("*") if one.is_file())
+        return [one for one in files if secret.encode() in one.read_bytes()]
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    wait_until((setup.folder / "told").exists)
+    assert found() == []
+    os.killpg(json.loads((setup.folder / "work" / "running.json").read_text())["pid"], signal.SIGKILL)
+    thread.join(20)
+    assert caught and caught[0].startswith("terraform-killed") and secret not in caught[0] and found() == []
 
 
 def test_state_list(setup: Setup) -> None:
