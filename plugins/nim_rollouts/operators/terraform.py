@@ -120,15 +120,8 @@ class TerraformApplyOperator(TerraformStage):
     def _again(self, stage: Stage, terraform: Terraform, approved: PlanSummary) -> Facts:
         told = self._left(stage, terraform, approved)
         plan = self.plan(stage, terraform)
-        now = (plan.lineage, plan.serial or 0)
-        base = (approved.lineage, approved.serial or 0)
-        why = planning.moved_by_another(now, base, told, held=terraform.released_own_lock)
-        if why is not None:
-            raise planning.state_moved(why)
-        if beyond := plan.beyond(approved.changes):
-            raise planning.plan_changed(beyond)
         more = {"checksum": approved.checksum, "replanned": plan.text()}
-        if not plan.has_changes:
+        if not planning.left_to_do(approved, plan, told, held=terraform.released_own_lock):
             return self._facts(approved, None) | more | {"state_serial": plan.serial}
         self._intend(stage, plan, approved=approved.checksum)
         return self._apply(stage, terraform, plan) | more

@@ -196,13 +196,7 @@ class RootApplyOperator(RootOperator):
             if one and (one.checksum in (seen.checksum, "") or hook.kept.is_rest(one.checksum, seen.checksum))
         }
         plan = terraform.plan(self.values(), seen.destruction)
-        base = (seen.lineage, seen.serial or 0)
-        now = (plan.lineage, plan.serial or 0)
-        if why := planning.moved_by_another(now, base, marks, held=terraform.released_own_lock):
-            raise planning.state_moved(why)
-        if beyond := plan.beyond(seen.changes):
-            raise planning.plan_changed(beyond)
-        if not plan.has_changes:
+        if not planning.left_to_do(seen, plan, marks, held=terraform.released_own_lock):
             return {"checksum": seen.checksum, "changed": False, "summary": plan.text()}
         self._begin(context, hook, plan, rest_of=seen.checksum)
         return self._apply(hook, terraform, plan, None, seen.checksum)

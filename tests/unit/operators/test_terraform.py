@@ -150,6 +150,15 @@ def test_a_state_that_somebody_else_moved_since_the_plan_is_refused(
     assert not [call for call in terraform.calls if call.startswith("apply")]
 
 
+def test_nothing_left_to_do_is_success_whatever_the_state_is(
+    world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the lock was gone and before it was noted which state is left; or at work on another worker."""
+    cut_off(world, terraform, monkeypatch)
+    terraform.plans, terraform.state = [[]], StateMark("l-1", 9)
+    assert apply(world, monkeypatch, 2)["changed"] is False
+
+
 def test_a_retry_goes_on_only_within_what_was_planned(
     world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch
 ) -> None:

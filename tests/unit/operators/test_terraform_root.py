@@ -60,6 +60,7 @@ def test_a_plan_without_changes_starts_nothing(tmp_path: Path, terraform: FakeTe
     [
         ([("aws_subnet.a", "create")], 9, True, None),
         ([], 9, True, None),
+        ([], 9, False, None),  # nothing left to do: no matter which state that is
         ([("aws_subnet.a", "delete")], 9, True, "plan-changed"),
         ([("aws_subnet.a", "create")], 9, False, "state-moved"),
     ],
@@ -86,8 +87,8 @@ def test_a_retry_after_its_own_interrupted_apply(
 def test_a_third_try_knows_the_state_that_the_second_one_s_terraform_left(
     ours: bool, tmp_path: Path, terraform: FakeTerraform
 ) -> None:
-    """The second try's worker died, its terraform ended well: it noted the plan of the rest, not the first one."""
-    terraform.plans = [CREATE_TWO, CREATE_TWO[1:], []]
+    """The second try's worker died, its terraform ended with an error: it noted the plan of the rest, not the first."""
+    terraform.plans = [CREATE_TWO, CREATE_TWO[1:], CREATE_TWO[1:]]
     planned = run(tf.RootPlanOperator, tmp_path)
     for _ in range(2):
         terraform.fails = [TerraformUnavailable("the worker died")]
@@ -97,7 +98,7 @@ def test_a_third_try_knows_the_state_that_the_second_one_s_terraform_left(
     terraform.state = StateMark("l-1", 9)
     terraform.after = StateMark("l-1", 9, rest if ours else "somebody-elses")
     if ours:
-        assert run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])["changed"] is False
+        assert run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])["changed"] is True
         return
     with pytest.raises(NeedsHumanError) as refused:
         run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])
