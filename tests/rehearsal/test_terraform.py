@@ -229,6 +229,31 @@ def test_the_plan_and_its_provider_travel_and_another_s_change_stops_it(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_a_lock_that_was_in_the_way_changes_nothing_of_what_is_applied(
+    r: Rehearsal, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does what becomes of the environment's file meanwhile."""
+    lab = Lab(r, tmp_path, "in-the-way")
+    given = lab.variables()
+    monkeypatch.setattr("nim_rollouts.hooks.infrastructure.variables", lambda _: given)
+    world.accepted()
+    _operators(world, monkeypatch, lab)
+    planned = _run(world, monkeypatch, TerraformPlanOperator, "terraform_plan")
+    lock = {"ID": "4a1c", "Operation": "OperationTypeApply", "Info": "", "Who": "ada@laptop", "Version": "1.11.4",
+            "Created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"), "Path": lab.backend["key"]}  # fmt: skip
+    place = {"Bucket": BUCKET, "Key": f"{lab.backend['key']}.tflock"}
+    client(r, "s3").put_object(**place, Body=json.dumps(lock).encode())
+    with pytest.raises(TerraformUnavailable, match="ada@laptop"):
+        _run(world, monkeypatch, TerraformApplyOperator, "terraform_apply")
+    client(r, "s3").delete_object(**place)
+    given["groups"] = 3
+    applied = _run(world, monkeypatch, TerraformApplyOperator, "terraform_apply", 2)
+    assert applied["checksum"] == planned["checksum"] and "replanned" not in applied
+    assert applied["add"] == planned["add"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_operators_for_any_root(r: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab(r, tmp_path, "any")
     for name, value in lab.env.items():

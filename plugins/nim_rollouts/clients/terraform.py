@@ -25,7 +25,7 @@ from nim_rollouts.clients.terraform_process import Ended
 from nim_rollouts.clients.terraform_runner import TerraformRunner
 from nim_rollouts.clients.terraform_workdir import WorkDir, checksum, environment, write_private
 from nim_rollouts.clients.terraform_workdir import find_plugin_dir as find_plugin_dir
-from nim_rollouts.core.errors import NeedsHumanError, TerraformFailed
+from nim_rollouts.core.errors import NeedsHumanError, NimRolloutsError, TerraformFailed
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ class Terraform(TerraformRunner):
         self.brought_home: StateMark | None = None
         #: The last plan as `show` tells it, if it was looked into.
         self.shown: dict[str, Any] = {}
+        #: Whether the last apply may have changed anything; False where it is certain that it has not.
+        self.began = False
 
     # --- commands -------------------------------------------------------------------------------------------------
 
@@ -143,6 +145,7 @@ class Terraform(TerraformRunner):
 
     def apply(self, plan_file: str | Path | None = None, *, expect_checksum: str | None = None) -> ApplySummary:
         """Apply exactly the saved plan. With `expect_checksum`, refuse a plan file that is not the one meant."""
+        self.began = False
         plan = Path(plan_file) if plan_file else self.plan_file
         if not plan.is_file():
             raise TerraformFailed(
@@ -156,15 +159,23 @@ class Terraform(TerraformRunner):
                 reason="plan-changed",
                 hint="Clear the plan task and, where the policy asks for it, have the new plan approved",
             )
-        began = time.monotonic()
+        since = time.monotonic()
         self._left_file.unlink(missing_ok=True)
-        progress = self._events("apply", ["apply", str(plan)], total=self._steps_of(actual))
+        self.began = True
+        try:
+            progress = self._events("apply", ["apply", str(plan)], total=self._steps_of(actual))
+        except NimRolloutsError:
+            self.began = self._stepped or self._wrote(plan)
+            if not self.began:
+                # What it notes is then another's state, not one that we left.
+                self._left_file.unlink(missing_ok=True)
+            raise
         summary = ApplySummary(
             applied=progress.done,
             add=progress.counts.get("add", 0),
             change=progress.counts.get("change", 0),
             destroy=progress.counts.get("remove", 0),
-            elapsed_s=round(time.monotonic() - began, 1),
+            elapsed_s=round(time.monotonic() - since, 1),
         )
         self.say(f"apply: {summary.text()}")
         return summary
@@ -253,13 +264,14 @@ class Terraform(TerraformRunner):
         self.brought_home = self.state_mark()
         left.rename(left.with_suffix(f".tfstate.{int(time.time())}"))
 
+    def _wrote(self, plan: Path) -> bool:
+        """Whether the last apply left another state than its plan starts from: imports and outputs have no steps."""
+        left, base = self.left(), _state_in(plan)
+        return left is not None and base is not None and (left.lineage, left.serial) != (base.lineage, base.serial)
+
     def _state_of_plan(self) -> StateMark:
         """The state that the saved plan starts from. It lies in the plan file; that saves asking the backend again."""
-        try:
-            with zipfile.ZipFile(self.plan_file) as plan:
-                return _mark(json.loads(plan.read("tfstate")))
-        except (zipfile.BadZipFile, KeyError, ValueError, TypeError):
-            return self.state_mark()  # another version's plan file is another's
+        return _state_in(self.plan_file) or self.state_mark()
 
     def _steps_of(self, plan_checksum: str) -> int:
         try:
@@ -267,6 +279,15 @@ class Terraform(TerraformRunner):
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return 0
         return summary.steps if summary.checksum == plan_checksum else 0
+
+
+def _state_in(plan: Path) -> StateMark | None:
+    """Of a plan file; None where it is another version's."""
+    try:
+        with zipfile.ZipFile(plan) as parts:
+            return _mark(json.loads(parts.read("tfstate")))
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError):
+        return None
 
 
 def _mark(state: dict[str, Any]) -> StateMark:

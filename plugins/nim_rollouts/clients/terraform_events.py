@@ -51,9 +51,11 @@ class Diagnostic:
 
 @dataclass
 class Progress:
-    """Follows one command's events. `total`: number of steps of the plan that is applied, 0 if unknown."""
+    """Follows one command's events. `total`: number of steps of the plan that is applied, 0 if unknown; `started`:
+    terraform has said that it begins one."""
 
     total: int = 0
+    started: bool = False
     done: list[tuple[str, str, float]] = field(default_factory=list)
     diagnostics: list[Diagnostic] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -109,6 +111,7 @@ class Progress:
         action = hook.get("action", "")
         doing, did = _VERBS.get(action, (action, action))
         seconds = float(hook.get("elapsed_seconds", 0))
+        self.started = True
         if action == "read":
             return None
         if kind == "apply_start":

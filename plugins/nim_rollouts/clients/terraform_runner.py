@@ -25,6 +25,9 @@ from nim_rollouts.core.errors import TerraformUnavailable, ToolMissing
 #: S3's lock file needs no experiment flag from this version on.
 MINIMUM_VERSION = (1, 11)
 
+#: From here on a shell's exit status means that a signal ended the command.
+_BY_SIGNAL = 128
+
 #: Commands whose output holds values of resources and outputs, sensitive ones among them.
 _TELLS_VALUES = ("show", "output", "state")
 
@@ -61,6 +64,8 @@ class TerraformRunner:
         self.lock_timeout_s = lock_timeout_s
         #: Whether the lock of a terraform of ours that died was released: until then nobody else wrote the state.
         self.released_own_lock = False
+        #: Whether the last command with steps may have begun one of them.
+        self._stepped = False
         #: user@host -> what is known of work of ours on another worker, for a message on a lock that it holds.
         self.holders: Callable[[], Mapping[str, str]] = dict
         self._left_file = files.path / "left"
@@ -98,11 +103,14 @@ class TerraformRunner:
 
     def _events(self, name: str, argv: list[str], total: int = 0, good: tuple[int, ...] = (0,)) -> Progress:
         """Run a command that locks the state with `-json`; raises what its diagnostics amount to."""
+        self._stepped = False
 
         def attempt(lock_timeout_s: int) -> tuple[Ended, list[Diagnostic], Progress]:
             progress = Progress(total)
             locking = f"-lock-timeout={lock_timeout_s}s"
             ended = self._run(name, [*argv[:1], "-json", locking, *argv[1:]], self._shown(progress))
+            # It says so before it does; one that a signal has ended may have had no time to.
+            self._stepped = progress.started or not 0 <= ended.status < _BY_SIGNAL
             return ended, progress.errors, progress
 
         return self._past_own_lock(name, attempt, good)

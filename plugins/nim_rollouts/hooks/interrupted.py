@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from nim_rollouts.core.errors import TerraformFailed
+from nim_rollouts.core.errors import NimRolloutsError
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.terraform import Terraform
@@ -22,21 +22,18 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-#: Reasons of an apply that has changed nothing.
-_REFUSED = ("plan-stale", "plan-missing", "plan-changed")
-
 
 @contextmanager
-def applying(session: Session, checksum: str) -> Iterator[None]:
+def applying(session: Session, checksum: str, terraform: Terraform) -> Iterator[None]:
     """While terraform applies. The mark goes only when it has succeeded: then all it made is in the state. Or when it
-    has refused to begin, and no mark was there before."""
+    has not begun, and no mark was there before."""
     key = _key(session.environment)
     marked = session.store.get(key) is not None
     session.store.put(key, json.dumps({"run_id": session.run_id, "checksum": checksum}).encode())
     try:
         yield
-    except TerraformFailed as error:
-        if not marked and error.reason in _REFUSED:
+    except NimRolloutsError:
+        if not marked and not terraform.began:
             session.store.delete(key)
         raise
     session.store.delete(key)

@@ -138,6 +138,10 @@ class KeptPlans:
         """Write down that a try begins, before it does."""
         self.store.put(f"{self._key(checksum)}.begun.json", json.dumps(dict(facts)).encode())
 
+    def not_begun(self, checksum: str) -> None:
+        """The try that was to begin has changed nothing."""
+        self.store.delete(f"{self._key(checksum)}.begun.json")
+
     def left(self, checksum: str) -> set[tuple[str, int]]:
         """(lineage, serial) of the states that tries are known to have left."""
         content = self.store.get(f"{self._key(checksum)}.left.json")

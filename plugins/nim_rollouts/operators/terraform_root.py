@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from nim_rollouts.core import planning
-from nim_rollouts.core.errors import TerraformFailed
+from nim_rollouts.core.errors import NimRolloutsError, TerraformFailed
 from nim_rollouts.operators.base import DEFAULT_ARGS, Facts
 from nim_rollouts.operators.stopping import StopsTerraform
 
@@ -175,13 +175,17 @@ class RootApplyOperator(RootOperator):
         """Apply the plan, or what is left of it."""
         if hook.kept.begun(plan.checksum):
             return self._again(context, hook, terraform, plan)
+        saved = hook.kept.plan(plan.checksum)
         self._begin(context, hook, plan)
         with tempfile.TemporaryDirectory(prefix="nim-rollouts-") as folder:
             file = Path(folder) / "plan.tfplan"
-            file.write_bytes(hook.kept.plan(plan.checksum))
+            file.write_bytes(saved)
             try:
                 return self._apply(hook, terraform, plan, file, plan.checksum)
-            except TerraformFailed as error:
+            except NimRolloutsError as error:
+                if not terraform.began:
+                    # The next try takes this very plan again, and not what the files say by then.
+                    hook.kept.not_begun(plan.checksum)
                 if error.reason != "plan-stale":
                     raise
                 raise planning.state_moved("it has changed since it was planned on") from error
@@ -208,7 +212,7 @@ class RootApplyOperator(RootOperator):
         try:
             applied = terraform.apply(file, expect_checksum=plan.checksum)
         finally:
-            if (left := terraform.left()) is not None:
+            if (left := terraform.left()) is not None and terraform.began:
                 hook.kept.leave(checksum, left)
         return applied.as_facts() | {"checksum": checksum, "changed": applied.changed, "summary": applied.text()}
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ elif args[0] == "apply" and (here / "hang").exists():
     time.sleep(0.3)
     (here / "sigints").write_text(str(len(asked)))
     say(type="diagnostic", diagnostic={"severity": "error", "summary": "execution halted"})
+    sys.exit(1)
+elif args[0] == "apply" and (here / "fails").exists():
+    if (here / "fails").read_text() == "half-way":
+        say(type="apply_start", hook={"resource": {"addr": "aws_vpc.this"}, "action": "create"})
+    say(type="diagnostic", diagnostic={"severity": "error", "summary": "Error acquiring the state lock"})
     sys.exit(1)
 elif args[0] == "apply":
     say(type="apply_complete", hook={"resource": {"addr": "aws_vpc.this"}, "action": "create", "elapsed_seconds": 1})
@@ -540,6 +546,37 @@ def test_a_terraform_that_was_killed_is_remembered_until_the_lock_is_known_to_be
     assert not (setup.folder / "work" / "ended.json").exists()
     terraform.plan(VARIABLES)
     assert "-lock-timeout=1s" in setup.last("plan")
+
+
+@pytest.mark.parametrize(
+    ("fails", "serial", "began"),
+    [
+        ("at once", 3, False),
+        ("half-way", 3, True),
+        ("at once", 2, True),  # an import, an output: no step, but another state than the plan's
+    ],
+)
+def test_whether_a_failed_apply_has_begun(setup: Setup, fails: str, serial: int, began: bool) -> None:
+    terraform = setup.terraform()
+    terraform.init(BACKEND)
+    terraform.plan(VARIABLES)
+    with zipfile.ZipFile(terraform.plan_file, "w") as plan:
+        plan.writestr("tfstate", json.dumps({"lineage": "l-1", "serial": serial}))
+    (setup.folder / "fails").write_text(fails)
+    with pytest.raises(TerraformFailed):
+        terraform.apply()
+    assert terraform.began is began
+    assert (terraform.left() is not None) is began, "a state that we did not leave is not noted as ours"
+
+
+def test_a_killed_apply_may_have_begun_and_a_plan_that_is_not_the_one_has_not(setup: Setup) -> None:
+    terraform, thread, caught = hanging_apply(setup)
+    os.killpg(json.loads((setup.folder / "work" / "running.json").read_text())["pid"], signal.SIGKILL)
+    thread.join(20)
+    assert caught and terraform.began
+    with pytest.raises(TerraformFailed, match="another than"):
+        terraform.apply(expect_checksum="0" * 64)
+    assert not terraform.began
 
 
 def test_what_a_killed_terraform_amounts_to(setup: Setup) -> None:

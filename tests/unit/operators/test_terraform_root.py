@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from nim_rollouts.clients.terraform import StateMark
-from nim_rollouts.core.errors import NeedsHumanError, TerraformFailed, TerraformUnavailable
+from nim_rollouts.core.errors import NeedsHumanError, NimRolloutsError, TerraformFailed, TerraformUnavailable
 from nim_rollouts.hooks.terraform import TerraformHook
 from nim_rollouts.operators import terraform_root as tf
-from tests.unit.operators.test_terraform import VPC, FakeTerraform
+from tests.unit.operators.test_terraform import REFUSALS, VPC, FakeTerraform
 
 CREATE_TWO = [*VPC, ("aws_subnet.a", "create")]
 
@@ -81,6 +81,19 @@ def test_a_retry_after_its_own_interrupted_apply(
         run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])
     assert refused.value.reason == reason  # type: ignore[attr-defined]
     assert not [call for call in terraform.calls if call.startswith("apply")]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda error: error.reason)
+def test_what_terraform_has_not_begun_is_applied_as_it_was_planned(
+    refusal: NimRolloutsError, tmp_path: Path, terraform: FakeTerraform
+) -> None:
+    terraform.plans = [VPC]
+    planned = run(tf.RootPlanOperator, tmp_path)
+    terraform.fails = [refusal]
+    with pytest.raises(type(refusal)):
+        run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])
+    assert run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])["changed"] is True
+    assert terraform.calls.count("plan") == 1 and terraform.calls[-1] == f"apply {VPC} {planned['checksum']}"
 
 
 @pytest.mark.parametrize("ours", [True, False])
