@@ -189,8 +189,11 @@ class Terraform(TerraformRunner):
 
     def drift(self, variables: Mapping[str, Any]) -> PlanSummary:
         """What reality and configuration differ in, as a plan that is not kept (`plan -detailed-exitcode`): its
-        `changes` are what an apply would do, its `drift` what of it was changed outside of terraform."""
-        progress = self._events("drift", ["plan", self._variables(variables), "-detailed-exitcode"], good=(0, 2))
+        `changes` are what an apply would do, its `drift` what of it was changed outside of terraform.
+
+        Without the state's lock: it writes no state, and a killed one must not leave a lock in a rollout's way."""
+        argv = ["plan", self._variables(variables), "-detailed-exitcode"]
+        progress = self._events("drift", argv, good=(0, 2), lock=False)
         summary = from_events(progress, checksum="", plan_file="")
         self.say(f"drift: {summary.text()}")
         return summary

@@ -101,18 +101,28 @@ class TerraformRunner:
             self._binary = found
         return self._binary
 
-    def _events(self, name: str, argv: list[str], total: int = 0, good: tuple[int, ...] = (0,)) -> Progress:
-        """Run a command that locks the state with `-json`; raises what its diagnostics amount to."""
+    def _events(
+        self, name: str, argv: list[str], total: int = 0, good: tuple[int, ...] = (0,), *, lock: bool = True
+    ) -> Progress:
+        """Run a command that takes `-json`; raises what its diagnostics amount to.
+
+        :param lock: hold the state's lock meanwhile, as whoever writes it must
+        """
         self._stepped = False
 
         def attempt(lock_timeout_s: int) -> tuple[Ended, list[Diagnostic], Progress]:
             progress = Progress(total)
-            locking = f"-lock-timeout={lock_timeout_s}s"
+            locking = f"-lock-timeout={lock_timeout_s}s" if lock else "-lock=false"
             ended = self._run(name, [*argv[:1], "-json", locking, *argv[1:]], self._shown(progress))
             # It says so before it does; one that a signal has ended may have had no time to.
             self._stepped = progress.started or not 0 <= ended.status < _BY_SIGNAL
             return ended, progress.errors, progress
 
+        if not lock:
+            ended, errors, progress = attempt(0)
+            if ended.status not in good:
+                raise self._error(name, errors, ended)
+            return progress
         return self._past_own_lock(name, attempt, good)
 
     def _text(self, name: str, argv: list[str]) -> str:

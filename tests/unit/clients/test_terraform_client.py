@@ -540,7 +540,8 @@ def test_a_terraform_that_was_killed_is_remembered_until_the_lock_is_known_to_be
     (setup.folder / "hang").unlink()
     terraform = setup.terraform()
     terraform.init(BACKEND)
-    assert (setup.folder / "work" / "ended.json").exists()  # init takes no lock: nothing is known yet
+    terraform.drift(VARIABLES)
+    assert (setup.folder / "work" / "ended.json").exists()  # neither takes the lock: nothing is known yet
     terraform.plan(VARIABLES)
     assert "-lock-timeout=0s" in setup.last("plan")
     assert not (setup.folder / "work" / "ended.json").exists()
@@ -591,3 +592,5 @@ def test_a_drift_check_saves_no_plan(setup: Setup) -> None:
     terraform.init(BACKEND)
     assert terraform.drift(VARIABLES).changes == [("aws_vpc.this", "create")]
     assert "-detailed-exitcode" in setup.last("plan") and not any("-out" in one for one in setup.last("plan"))
+    locking = [one for one in setup.last("plan") if one.startswith("-lock")]
+    assert locking == ["-lock=false"], "a lock that it left would be in a rollout's way"
