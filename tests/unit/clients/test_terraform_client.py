@@ -148,6 +148,22 @@ def test_nothing_secret_in_argv_and_nothing_of_airflow_in_the_environment(setup:
         assert call["env"]["TF_IN_AUTOMATION"] == "1" and call["env"]["CHECKPOINT_DISABLE"] == "1"  # type: ignore[index]
 
 
+def test_keys_of_a_connection_are_not_mixed_with_the_worker_s_own(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AWS refuses keys with another's token, and terraform takes a profile's before those that it is given."""
+    worker = {"AWS_ACCESS_KEY_ID": "worker", "AWS_SECRET_ACCESS_KEY": "worker", "AWS_SESSION_TOKEN": "worker",
+              "AWS_SECURITY_TOKEN": "worker", "AWS_PROFILE": "worker", "AWS_CA_BUNDLE": "bundle"}  # fmt: skip
+    for name, value in worker.items():
+        monkeypatch.setenv(name, value)
+    setup.terraform(AWS_ACCESS_KEY_ID="given").init(BACKEND)
+    del setup.env["AWS_SECRET_ACCESS_KEY"]
+    setup.terraform().init(BACKEND | {"key": "other"})
+    seen = [{name: call["env"].get(name) for name in worker} for call in setup.calls() if call["args"][0] == "init"]  # type: ignore[index, attr-defined]
+    given = {"AWS_ACCESS_KEY_ID": "given", "AWS_SECRET_ACCESS_KEY": "s3cr3t", "AWS_CA_BUNDLE": "bundle"}
+    assert seen == [dict.fromkeys(worker) | given, worker]
+
+
 def test_files_with_values_are_private_and_include_stays_untouched(setup: Setup) -> None:
     terraform = setup.terraform()
     before = sorted(path.name for path in setup.root.iterdir())
