@@ -23,7 +23,7 @@ from nim_rollouts.clients.terraform_events import LOCK_IN_USE_S, Diagnostic, dia
 from nim_rollouts.clients.terraform_plan import ApplySummary, PlanSummary, explained, from_events
 from nim_rollouts.clients.terraform_process import Ended
 from nim_rollouts.clients.terraform_runner import TerraformRunner
-from nim_rollouts.clients.terraform_workdir import WorkDir, checksum, environment, write_private
+from nim_rollouts.clients.terraform_workdir import WorkDir, checksum, write_private
 from nim_rollouts.clients.terraform_workdir import find_plugin_dir as find_plugin_dir
 from nim_rollouts.core.errors import NeedsHumanError, NimRolloutsError, TerraformFailed
 
@@ -45,7 +45,8 @@ class Terraform(TerraformRunner):
 
     :param root_dir: the root module, left untouched
     :param work_dir: folder of this state alone; survives the task, so that a retry finds what it left
-    :param env: variables besides the inherited ones: AWS credentials, region, endpoints
+    :param env: variables besides the inherited ones: AWS credentials, region, endpoints; or what gives them, which is
+        asked before each command
     :param plugin_dir: filesystem mirror of providers; None looks for one (`find_plugin_dir`), else terraform downloads
     :param progress: takes one readable line at a time
     :param lock_timeout_s: how long to wait for a state lock that somebody else holds
@@ -56,7 +57,7 @@ class Terraform(TerraformRunner):
         self,
         root_dir: str | Path,
         work_dir: str | Path,
-        env: Mapping[str, str],
+        env: Mapping[str, str] | Callable[[], Mapping[str, str]],
         plugin_dir: str | Path | None = None,
         *,
         progress: Callable[[str], None] | None = None,
@@ -68,11 +69,11 @@ class Terraform(TerraformRunner):
         self.files = WorkDir(self.root_dir, self.work_dir)
         super().__init__(
             self.files,
-            environment(env),
+            env if callable(env) else lambda: env,
             say=progress or log.info,
             lock_timeout_s=lock_timeout_s,
         )
-        self.plugin_dir = Path(plugin_dir) if plugin_dir else find_plugin_dir(self.env | dict(env))
+        self.plugin_dir = Path(plugin_dir) if plugin_dir else find_plugin_dir(self.env())
         self.plan_file = self.work_dir / "plan.tfplan"
         self._summary_file = self.work_dir / "plan.summary.json"
         #: The state of an earlier apply that this object has uploaded in its place.

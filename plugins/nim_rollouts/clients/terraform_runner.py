@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from nim_rollouts.clients.terraform_events import Diagnostic, Progress, failure, lock_info
 from nim_rollouts.clients.terraform_locks import LockInfo, owner_of
 from nim_rollouts.clients.terraform_process import Ended, TerraformProcess
-from nim_rollouts.clients.terraform_workdir import WorkDir, checksum
+from nim_rollouts.clients.terraform_workdir import WorkDir, checksum, environment
 from nim_rollouts.core.errors import TerraformUnavailable, ToolMissing
 
 #: S3's lock file needs no experiment flag from this version on.
@@ -48,18 +48,19 @@ _Answer = TypeVar("_Answer")
 
 
 class TerraformRunner:
-    """Runs commands in the copy of a work folder. `say` takes one readable line at a time."""
+    """Runs commands in the copy of a work folder. `say` takes one readable line at a time; `env` is asked for anew for
+    each command: a role's credentials last an hour, and an adoption may wait half of it before an apply begins."""
 
     def __init__(
         self,
         files: WorkDir,
-        env: Mapping[str, str],
+        env: Callable[[], Mapping[str, str]],
         *,
         say: Callable[[str], None],
         lock_timeout_s: int,
     ) -> None:
         self.copy = files.copy
-        self.env = {**env, "TF_DATA_DIR": str(files.data)}
+        self._env, self._data = env, str(files.data)
         self.say = say
         self.lock_timeout_s = lock_timeout_s
         #: Whether the lock of a terraform of ours that died was released: until then nobody else wrote the state.
@@ -81,6 +82,10 @@ class TerraformRunner:
     def owner(self, owner: Mapping[str, Any]) -> None:
         self._process.owner = dict(owner)
 
+    def env(self) -> dict[str, str]:
+        """terraform's environment, as it is now."""
+        return {**environment(self._env()), "TF_DATA_DIR": self._data}
+
     def stop(self) -> None:
         """Ask a running command to end properly (one SIGINT), and begin no other. For an operator's on_kill; returns at
         once."""
@@ -89,12 +94,13 @@ class TerraformRunner:
     def binary(self) -> str:
         """Path of terraform: the variable TERRAFORM, else PATH. Raises `ToolMissing` also for one that is too old."""
         if self._binary is None:
-            named = self.env.get("TERRAFORM") or os.environ.get("TERRAFORM") or "terraform"
-            found = shutil.which(named, path=self.env.get("PATH"))
+            env = self.env()
+            named = env.get("TERRAFORM") or os.environ.get("TERRAFORM") or "terraform"
+            found = shutil.which(named, path=env.get("PATH"))
             hint = "Install terraform 1.11 or newer on the worker, or name it in the variable TERRAFORM"
             if found is None:
                 raise ToolMissing(f"terraform is not there: {named!r} is not an executable on PATH", hint=hint)
-            version = _version(found, self.env)
+            version = _version(found, env)
             if version is None or version < MINIMUM_VERSION:
                 shown = ".".join(map(str, version)) if version else "an unknown version"
                 raise ToolMissing(f"{found} is {shown}; 1.11 or newer is needed", reason="tool-too-old", hint=hint)
@@ -154,7 +160,7 @@ class TerraformRunner:
 
     def _run(self, name: str, argv: list[str], on_line: Callable[[str], None] = lambda _: None) -> Ended:
         command = [self.binary(), *argv]
-        env = self.env
+        env = self.env()
         if argv[0] not in (*_TELLS_VALUES, "force-unlock"):
             command[2:2] = ["-input=false"]
         if argv[0] not in ("state", "force-unlock") and "-json" not in argv:
@@ -187,7 +193,7 @@ class TerraformRunner:
                 reason="terraform-killed",
                 hint="The next try looks for it; was the worker out of memory?",
             )
-        where = f"cd {self.copy} && TF_DATA_DIR={self.env['TF_DATA_DIR']} "
+        where = f"cd {self.copy} && TF_DATA_DIR={self._data} "
         return failure(name, errors, said, ended.status, time.time(), where=where, holders=self.holders())
 
     def _unlock(self, lock: LockInfo) -> bool:

@@ -148,6 +148,24 @@ def test_nothing_secret_in_argv_and_nothing_of_airflow_in_the_environment(setup:
         assert call["env"]["TF_IN_AUTOMATION"] == "1" and call["env"]["CHECKPOINT_DISABLE"] == "1"  # type: ignore[index]
 
 
+def test_credentials_are_fetched_for_each_command(setup: Setup) -> None:
+    """Those that a task began with may have ended when its apply begins."""
+    fetched: list[str] = []
+
+    def env() -> dict[str, str]:
+        fetched.append(f"token-{len(fetched)}")
+        return setup.env | {"AWS_SESSION_TOKEN": fetched[-1]}
+
+    terraform = Terraform(setup.root, setup.folder / "work", env, progress=setup.lines.append)
+    terraform.init(BACKEND)
+    terraform.plan(VARIABLES)
+    terraform.apply()
+    commands = [call for call in setup.calls() if call["args"][0] in ("init", "plan", "apply")]  # type: ignore[index]
+    used = [call["env"]["AWS_SESSION_TOKEN"] for call in commands]  # type: ignore[index]
+    assert len(set(used)) == len(used) == 3 and used[-1] == fetched[-1]
+    assert not any("token-" in str(call["args"]) for call in setup.calls()) and "token-" not in str(setup.lines)
+
+
 def test_keys_of_a_connection_are_not_mixed_with_the_worker_s_own(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
