@@ -62,17 +62,20 @@ def variables(environment: Environment) -> dict[str, Any]:
         "cluster_name": environment.cluster.name,
     }
     if "admin_principal_arns" not in given:
-        known["admin_principal_arns"] = [principal(_caller(environment))]
+        known["admin_principal_arns"] = [_administrator(environment)]
     return known | given
 
 
-def principal(arn: str) -> str:
-    """The IAM principal of an identity: EKS access entries name a role, not the session that uses it."""
+def principal(arn: str, role: Callable[[str], str]) -> str:
+    """The IAM principal of an identity: EKS access entries name a role, not the session that uses it.
+
+    :param role: gives the ARN of a role by its name. A session's does not have the role's path, without which EKS knows
+        no such principal
+    """
     session = re.fullmatch(r"arn:(aws[a-z-]*):sts::(\d{12}):(assumed-role|user)/([^/]+)(?:/.*)?", arn)
     if not session:
         return arn
-    kind = "role" if session[3] == "assumed-role" else "user"
-    return f"arn:{session[1]}:iam::{session[2]}:{kind}/{session[4]}"
+    return role(session[4]) if session[3] == "assumed-role" else f"arn:{session[1]}:iam::{session[2]}:user/{session[4]}"
 
 
 def aws_variables(environment: Environment) -> dict[str, str]:
@@ -124,8 +127,20 @@ def _renewed(hook: Any) -> bool:
     return found is not None and found.method in _SURROUNDINGS
 
 
-def _caller(environment: Environment) -> str:
+def _administrator(environment: Environment) -> str:
     from airflow.providers.amazon.aws.hooks.sts import StsHook
+    from botocore.exceptions import ClientError
 
     hook = StsHook(aws_conn_id=environment.aws_conn_id, region_name=environment.region)
-    return str(hook.conn.get_caller_identity()["Arn"])
+
+    def role(name: str) -> str:
+        try:
+            return hook.expand_role(name, region_name=environment.region)
+        except ClientError as error:
+            raise AccessDenied(
+                f"AWS does not tell the ARN of the role {name}, who is to administer the cluster: {error}",
+                layer="aws",
+                hint="Grant it iam:GetRole on itself, or name terraform.variables.admin_principal_arns",
+            ) from error
+
+    return principal(str(hook.conn.get_caller_identity()["Arn"]), role)

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import boto3
 import pytest
 from moto import mock_aws
 
+from nim_rollouts.core.environment import Environment, load_environment
 from nim_rollouts.core.errors import AccessDenied
-from nim_rollouts.hooks.infrastructure import aws_credentials
+from nim_rollouts.hooks.infrastructure import aws_credentials, principal, variables
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
@@ -86,3 +88,50 @@ def test_no_credentials_at_all_are_told(monkeypatch: pytest.MonkeyPatch) -> None
     connection(monkeypatch)
     with pytest.raises(AccessDenied, match="aws_default gives no AWS credentials"):
         aws_credentials("aws_default", None)
+
+
+# --- who administers the cluster --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("identity", "named"),
+    [
+        ("arn:aws:sts::123456789012:assumed-role/airflow/i-0abc", "the role airflow"),
+        ("arn:aws-cn:sts::123456789012:assumed-role/a/b", "the role a"),
+        ("arn:aws:sts::123456789012:user/ada", "arn:aws:iam::123456789012:user/ada"),
+        ("arn:aws:iam::123456789012:user/teams/ada", "arn:aws:iam::123456789012:user/teams/ada"),
+    ],
+)
+def test_an_access_entry_names_the_role_not_its_session(identity: str, named: str) -> None:
+    assert principal(identity, lambda name: f"the role {name}") == named
+
+
+@pytest.fixture
+def environment() -> Environment:
+    text = """
+apiVersion: nim-rollouts/v1
+kind: Environment
+name: lab
+region: us-west-2
+cluster: {name: lab}
+store: {kind: folder, path: /tmp}
+terraform: {root: terraform/eks, state: {bucket: lab-tfstate, key: k}}
+instance_types: [g5.12xlarge]
+storage_class: efs-sc-dynamic
+"""
+    return load_environment("lab", text, "lab.yaml")
+
+
+def test_whoever_runs_terraform_administers_by_the_role_s_whole_arn(
+    monkeypatch: pytest.MonkeyPatch, environment: Environment
+) -> None:
+    """A session's ARN has no path; EKS refuses the entry of a principal that does not exist by its very ARN."""
+    with mock_aws():
+        role = boto3.client("iam").create_role(RoleName="airflow", Path="/teams/ml/", AssumeRolePolicyDocument="{}")
+        arn = role["Role"]["Arn"]
+        assert arn == "arn:aws:iam::123456789012:role/teams/ml/airflow"
+        connection(monkeypatch, role_arn=arn)
+        assert variables(environment)["admin_principal_arns"] == [arn]
+        boto3.client("iam").delete_role(RoleName="airflow")
+        with pytest.raises(AccessDenied, match="admin_principal_arns"):
+            variables(environment)

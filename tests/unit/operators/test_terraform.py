@@ -20,7 +20,6 @@ from nim_rollouts.core.errors import (
     TerraformUnavailable,
 )
 from nim_rollouts.hooks import interrupted as interrupted_hook
-from nim_rollouts.hooks.infrastructure import principal
 from nim_rollouts.hooks.interrupted import interrupted
 from nim_rollouts.operators.terraform import TerraformApplyOperator, TerraformDriftOperator, TerraformPlanOperator
 from tests.unit.operators.conftest import World
@@ -248,19 +247,6 @@ def test_a_run_that_lost_the_environment_does_not_touch_it(
     world.accepted(run_id="manual__2")
     with pytest.raises(Superseded):
         apply(world, monkeypatch)
-
-
-@pytest.mark.parametrize(
-    ("identity", "named"),
-    [
-        ("arn:aws:sts::123456789012:assumed-role/airflow/i-0abc", "arn:aws:iam::123456789012:role/airflow"),
-        ("arn:aws:sts::123456789012:user/ada", "arn:aws:iam::123456789012:user/ada"),
-        ("arn:aws:iam::123456789012:user/ada", "arn:aws:iam::123456789012:user/ada"),
-        ("arn:aws-cn:sts::123456789012:assumed-role/a/b", "arn:aws-cn:iam::123456789012:role/a"),
-    ],
-)
-def test_an_access_entry_names_the_role_not_its_session(identity: str, named: str) -> None:
-    assert principal(identity) == named
 
 
 TWO = [*VPC, ("aws_subnet.a", "create")]
