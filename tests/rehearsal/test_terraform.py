@@ -21,8 +21,9 @@ from nim_rollouts.clients.terraform_plan import planned_values
 from nim_rollouts.core.errors import NeedsHumanError, TerraformFailed, TerraformUnavailable
 from nim_rollouts.operators import terraform_root as tf
 from nim_rollouts.operators.terraform import TerraformApplyOperator, TerraformPlanOperator
+from rehearsal.aws.environment import environment
 from rehearsal.config import Rehearsal
-from tests.rehearsal.aws_standin import client, start
+from tests.rehearsal.aws_standin import ROOT, client, start
 from tests.rehearsal.secrets_watch import forms, in_files
 from tests.rehearsal.terraform_lab import (
     BUCKET,
@@ -104,6 +105,30 @@ def test_two_environments_at_once_and_drift(r: Rehearsal, tmp_path: Path) -> Non
     assert labs[0].lock() is None
     labs[0].terraform().destroy(labs[0].variables())
     assert labs[0].vpcs() == [] and len(labs[1].vpcs()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_state_is_encrypted_with_the_key_of_its_bucket(r: Rehearsal, tmp_path: Path) -> None:
+    """The root module's own backend, in a bucket that has a key of the customer's, as the bootstrap can make it."""
+    s3, key = client(r, "s3"), client(r, "kms").create_key()["KeyMetadata"]["Arn"]
+    default = {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key}
+    s3.create_bucket(Bucket="with-a-key", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
+    s3.put_bucket_encryption(
+        Bucket="with-a-key",
+        ServerSideEncryptionConfiguration={"Rules": [{"ApplyServerSideEncryptionByDefault": default}]},
+    )
+    root = tmp_path / "root"
+    root.mkdir()
+    shutil.copy(ROOT / "include/terraform/eks/versions.tf", root)
+    (root / "main.tf").write_text(
+        'variable "region" {}\nlocals {\n  tags = {}\n}\noutput "region" {\n  value = var.region\n}\n'
+    )
+    terraform = Terraform(root, tmp_path / "work", environment(r.url("aws")))
+    terraform.init({"bucket": "with-a-key", "key": "state", "region": "us-west-2"})
+    terraform.apply(expect_checksum=terraform.plan({"region": "us-west-2"}).checksum)
+    kept = s3.head_object(Bucket="with-a-key", Key="state")
+    assert (kept["ServerSideEncryption"], kept["SSEKMSKeyId"]) == ("aws:kms", key)
 
 
 @pytest.mark.slow
