@@ -217,6 +217,8 @@ def _operators(world: World, monkeypatch: pytest.MonkeyPatch, lab: Lab, work: st
 
     monkeypatch.setattr("nim_rollouts.hooks.infrastructure.open_terraform", opened)
     monkeypatch.setattr("nim_rollouts.hooks.infrastructure.backend", lambda _: lab.backend)
+    # This environment has no cluster, and its connection no AWS.
+    monkeypatch.setattr("nim_rollouts.hooks.interrupted._logs", lambda *_: None)
 
 
 def _run(world: World, monkeypatch: pytest.MonkeyPatch, kind: Any, task: str, number: int = 1) -> dict[str, Any]:
