@@ -251,9 +251,10 @@ def test_the_plan_and_its_provider_travel_and_another_s_change_stops_it(
     assert planned["changes"] == [["aws_security_group.these[2]", "create"]]
     another = lab.terraform(work="somebody")
     another.apply(expect_checksum=another.plan(lab.variables(groups=1)).checksum)
-    with pytest.raises(NeedsHumanError) as refused:
-        _run(world, monkeypatch, TerraformApplyOperator, "terraform_apply", 2)
-    assert refused.value.reason == "state-moved" and lab.state()["serial"] == another.state_mark().serial
+    for number in (2, 3):  # cleared: what somebody left has not become ours by our having met it
+        with pytest.raises(NeedsHumanError) as refused:
+            _run(world, monkeypatch, TerraformApplyOperator, "terraform_apply", number)
+        assert refused.value.reason == "state-moved" and lab.state()["serial"] == another.state_mark().serial
 
 
 @pytest.mark.slow

@@ -166,7 +166,7 @@ class Terraform(TerraformRunner):
         try:
             progress = self._events("apply", ["apply", str(plan)], total=self._steps_of(actual))
         except NimRolloutsError:
-            self.began = self._stepped or self._wrote(plan)
+            self.began = self._stepped
             if not self.began:
                 # What it notes is then another's state, not one that we left.
                 self._left_file.unlink(missing_ok=True)
@@ -268,14 +268,13 @@ class Terraform(TerraformRunner):
         self.brought_home = self.state_mark()
         left.rename(left.with_suffix(f".tfstate.{int(time.time())}"))
 
-    def _wrote(self, plan: Path) -> bool:
-        """Whether the last apply left another state than its plan starts from: imports and outputs have no steps."""
-        left, base = self.left(), _state_in(plan)
-        return left is not None and base is not None and (left.lineage, left.serial) != (base.lineage, base.serial)
-
     def _state_of_plan(self) -> StateMark:
         """The state that the saved plan starts from. It lies in the plan file; that saves asking the backend again."""
-        return _state_in(self.plan_file) or self.state_mark()
+        try:
+            with zipfile.ZipFile(self.plan_file) as plan:
+                return _mark(json.loads(plan.read("tfstate")))
+        except (zipfile.BadZipFile, KeyError, ValueError, TypeError):
+            return self.state_mark()  # another version's plan file is another's
 
     def _steps_of(self, plan_checksum: str) -> int:
         try:
@@ -283,15 +282,6 @@ class Terraform(TerraformRunner):
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return 0
         return summary.steps if summary.checksum == plan_checksum else 0
-
-
-def _state_in(plan: Path) -> StateMark | None:
-    """Of a plan file; None where it is another version's."""
-    try:
-        with zipfile.ZipFile(plan) as parts:
-            return _mark(json.loads(parts.read("tfstate")))
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError):
-        return None
 
 
 def _mark(state: dict[str, Any]) -> StateMark:

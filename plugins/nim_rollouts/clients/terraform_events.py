@@ -52,7 +52,7 @@ class Diagnostic:
 @dataclass
 class Progress:
     """Follows one command's events. `total`: number of steps of the plan that is applied, 0 if unknown; `started`:
-    terraform has said that it begins one."""
+    terraform has said that it begins one, or that it has applied (imports and outputs are no steps)."""
 
     total: int = 0
     started: bool = False
@@ -77,7 +77,9 @@ class Progress:
         if kind in ("apply_start", "apply_progress", "apply_complete", "apply_errored"):
             return self._step(kind, event.get("hook", {}))
         if kind == "change_summary":
-            self.counts = {key: value for key, value in event.get("changes", {}).items() if isinstance(value, int)}
+            changes = event.get("changes", {})
+            self.started = self.started or changes.get("operation") == "apply"
+            self.counts = {key: value for key, value in changes.items() if isinstance(value, int)}
             return str(event.get("@message", "")) or None
         self._plan(kind, event)
         return None

@@ -12,7 +12,7 @@ Files in the work folder, for whoever comes next:
 `guard`         locked (flock) by the running command and its children, as long as one of them lives: a pid can be
                 another's meanwhile, a lock cannot. Plugins that are left of a killed one are ended: `terraform_orphans`
 `logs/`         standard output and error of the last command of each name; the output of one that tells values
-                (`show`, `output`, `state`) has no name on disk, and is gone with the processes that hold it open
+                (`show`, `output`, `state`) is not among them: it lies in memory, and is gone with the two processes
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import json
 import os
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -103,7 +102,7 @@ class TerraformProcess:
     ) -> Ended:
         """Run to the end; each line of its output goes to `on_line` soon after it is written.
 
-        :param private: keep its output in a file without a name, which no kill can leave behind
+        :param private: keep its output in memory, where no kill can leave it behind
         :raises TerraformUnavailable: another command runs in this work folder; or it was stopped before
         """
         self._refuse_stopped(name)
@@ -288,7 +287,7 @@ def _output(path: Path, private: bool) -> IO[bytes]:
     if not private:
         return _private(path)
     path.unlink(missing_ok=True)
-    return tempfile.TemporaryFile(dir=path.parent)
+    return os.fdopen(os.memfd_create(path.name), "w+b")
 
 
 def _private(path: Path) -> IO[bytes]:

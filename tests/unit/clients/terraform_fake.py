@@ -57,6 +57,8 @@ elif args[0] == "apply" and (here / "hang").exists():
 elif args[0] == "apply" and (here / "fails").exists():
     if (here / "fails").read_text() == "half-way":
         say(type="apply_start", hook={"resource": {"addr": "aws_vpc.this"}, "action": "create"})
+    if (here / "fails").read_text() == "at the end":
+        say(type="change_summary", changes={"add": 0, "import": 1, "operation": "apply"})
     say(type="diagnostic", diagnostic={"severity": "error", "summary": "Error acquiring the state lock"})
     sys.exit(1)
 elif args[0] == "apply":
