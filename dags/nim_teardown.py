@@ -1,6 +1,7 @@
 """Takes an environment down in order, or one deployment of it, and proves that nothing is left.
 
-Every step makes sure that something is absent, so a run can be repeated from any point.
+Whatever a person has to say to it is asked before anything is deleted. Every step makes sure that something is absent,
+so a run can be repeated from any point.
 """
 
 from __future__ import annotations
@@ -54,8 +55,11 @@ with DAG(
     tags=["nim", "teardown"],
 ) as dag:
     validate = ValidateTeardownOperator(task_id="validate")
+    # Skip themselves, alone, when the infrastructure is to stay. A no skips all that follows but `conclude`.
+    plan_destroy = PlanDestroyOperator(task_id="plan_destroy")
+    approve_destroy = ApproveDestroyOperator(task_id="approve_destroy")
     # Asks where an operator is gone and its finalizers are not; else it skips itself, alone.
-    approve_finalizers = ApproveFinalizersOperator(task_id="approve_finalizers")
+    approve_finalizers = ApproveFinalizersOperator(task_id="approve_finalizers", trigger_rule=TriggerRule.NONE_FAILED)
     delete_services = DeleteServicesOperator(task_id="delete_services", trigger_rule=TriggerRule.NONE_FAILED)
     wait_services_gone = WaitGoneOperator(task_id="wait_services_gone")
     delete_caches = DeleteCachesOperator(task_id="delete_caches")
@@ -72,14 +76,14 @@ with DAG(
     uninstall_karpenter = UninstallKarpenterOperator(task_id="uninstall_karpenter")
     delete_storage_class = DeleteStorageClassOperator(task_id="delete_storage_class")
     # Skips itself and what follows when the infrastructure is to stay.
-    plan_destroy = PlanDestroyOperator(task_id="plan_destroy")
-    approve_destroy = ApproveDestroyOperator(task_id="approve_destroy")
     terraform_destroy = TerraformDestroyOperator(task_id="terraform_destroy")
     verify_gone = VerifyGoneOperator(task_id="verify_gone")
     conclude = ConcludeTeardownOperator(task_id="conclude", trigger_rule=TriggerRule.ALL_DONE)
 
-    validate >> approve_finalizers >> delete_services >> wait_services_gone >> delete_caches >> wait_caches_gone
+    validate >> plan_destroy >> approve_destroy >> approve_finalizers >> delete_services >> wait_services_gone
+    # Its own edge, so that Airflow skips the first deletion again when it is cleared after a no.
+    approve_destroy >> delete_services
+    wait_services_gone >> delete_caches >> wait_caches_gone
     wait_caches_gone >> delete_namespaces >> delete_node_pools >> wait_nodes_gone >> [delete_node_classes, free_network]
     [delete_node_classes, free_network] >> uninstall_addons >> wait_network_free
-    wait_network_free >> [uninstall_karpenter, delete_storage_class] >> plan_destroy
-    plan_destroy >> approve_destroy >> terraform_destroy >> verify_gone >> conclude
+    wait_network_free >> [uninstall_karpenter, delete_storage_class] >> terraform_destroy >> verify_gone >> conclude

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from rehearsal import config, supervisor, toolbox
+from rehearsal import config, own_operator, supervisor, toolbox
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,11 +53,14 @@ def up(state: Path, *, with_airflow: bool = True) -> int:
     # Looked for first: an error here should not be searched in a supervisor's log.
     toolbox.controlplane_binary()
     toolbox.aiperf_executable()
+    own = own_operator.named(os.environ)
     process = None
     running = _connect(state)
     if running:
         running.close()
     else:
+        if own.in_words:
+            print(f"  the NIM Operator: {own.in_words}", flush=True)
         state.mkdir(parents=True, exist_ok=True)
         for name in (supervisor.PARTS_FILE, config.STATE_FILE):
             (state / name).unlink(missing_ok=True)

@@ -20,6 +20,7 @@ STATE_ENV = "REHEARSAL_STATE"
 #: Folders with DAGs beside dags/, separated as in PATH; read once, when a rehearsal is brought up.
 DAGS_ENV = "REHEARSAL_DAGS"
 INCLUDE_ENV = "REHEARSAL_INCLUDE"
+IMAGES_ENV = "REHEARSAL_IMAGES"
 
 
 class NotUp(RuntimeError):
@@ -44,12 +45,22 @@ class Rehearsal:
     with_airflow: bool = True
     more_dags: list[str] = field(default_factory=list)
     other_include: str = ""
+    images: str = ""
+    """Another image map than rehearsal/images.yaml."""
+    operator_binary: str = ""
+    operator_manifests: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def include(self) -> Path:
-        """The include folder that the pipelines read: the checkout's, or that of REHEARSAL_INCLUDE."""
+        """The include folder that the pipelines read: the checkout's, that of REHEARSAL_INCLUDE, or one that leads
+        there and has another chart of the NIM Operator beside it (`own_operator`)."""
         return Path(self.other_include) if self.other_include else self.root / "include"
+
+    @property
+    def operator(self) -> str:
+        """The program that is the NIM Operator: NVIDIA's own where it was named, else the stand-in's launcher."""
+        return self.operator_binary or str(self.root / "rehearsal" / "operator" / "bin" / "manager")
 
     @property
     def service_cidr(self) -> str:

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from rehearsal import airflow, control, parts, pki, toolbox
-from rehearsal.config import DAGS_ENV, INCLUDE_ENV, ROOT, Rehearsal, write_atomic
+from rehearsal import airflow, control, own_operator, parts, pki, toolbox
+from rehearsal.config import DAGS_ENV, IMAGES_ENV, INCLUDE_ENV, ROOT, Rehearsal, write_atomic
 
 log = logging.getLogger("supervisor")
 
@@ -287,7 +287,8 @@ def leftovers(state: Path) -> list[int]:
 
 
 def prepare(state: Path, *, with_airflow: bool) -> tuple[Rehearsal, socket.socket]:
-    """A fresh state folder with everything that the parts read."""
+    """A fresh state folder with everything that the parts read. Raises ToolNotReady."""
+    own = own_operator.named(os.environ)
     state.mkdir(parents=True, exist_ok=True)
     for entry in state.iterdir():
         if entry.name not in (*KEPT, "supervisor.log"):
@@ -306,7 +307,10 @@ def prepare(state: Path, *, with_airflow: bool) -> tuple[Rehearsal, socket.socke
         supervisor_pid=os.getpid(),
         with_airflow=with_airflow,
         more_dags=[folder for folder in os.environ.get(DAGS_ENV, "").split(os.pathsep) if folder],
-        other_include=os.environ.get(INCLUDE_ENV, ""),
+        other_include=own_operator.include(own, os.environ.get(INCLUDE_ENV, ""), state / "include-of-own-operator"),
+        images=str(Path(images).absolute()) if (images := os.environ.get(IMAGES_ENV)) else "",
+        operator_binary=own.binary,
+        operator_manifests=own.manifests,
     )
     key = os.environ.get("REHEARSAL_NGC_KEY") or "nvapi-" + secrets.token_urlsafe(48)
     write_atomic(r.ngc_key_file, key, mode=0o600)

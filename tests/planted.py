@@ -87,6 +87,8 @@ def services(of: ClientOf, cluster: str, tag: bool) -> dict[str, str]:
     named = {TAG: cluster} if tag else {}
     pairs = tags(named)
     of("logs").create_log_group(logGroupName=f"/aws/eks/{cluster}/cluster", tags=named)
+    # An agent's, of a name that nobody here has thought of.
+    of("logs").create_log_group(logGroupName=f"/aws/containerinsights/{cluster}/prometheus", tags=named)
     secrets = of("secretsmanager")
     secrets.create_secret(Name=f"{cluster}/grafana", SecretString="not one", Tags=pairs)
     secrets.delete_secret(SecretId=f"{cluster}/grafana", RecoveryWindowInDays=7)
@@ -154,6 +156,7 @@ def expected(cluster: str, p: dict[str, str]) -> dict[str, tuple[str, tuple[str,
         f"volume {p['volume']}": ("the EBS CSI driver", (node, "claim nim-service/store")),
         f"snapshot {p['snapshot']}": (ours, ()),
         f"log group /aws/eks/{cluster}/cluster": ("unknown", ()),
+        f"log group /aws/containerinsights/{cluster}/prometheus": ("unknown", ()),
         f"secret {cluster}/grafana": ("unknown", ()),
         f"SQS queue {cluster}-karpenter": ("unknown", ()),
         f"EventBridge rule {cluster}-spot": ("unknown", (f"target karpenter ({cluster}-karpenter)",)),

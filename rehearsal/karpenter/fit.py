@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from rehearsal.karpenter.catalogue import HOSTNAME_LABEL, INSTANCE_TYPE_LABEL, ZONE_LABEL
-from rehearsal.karpenter.offers import POOL_LABEL, Offer
+from rehearsal.karpenter.offers import NUMERIC, POOL_LABEL, Offer, numerically
 from rehearsal.karpenter.resources import ZERO, Resources, describe, largest, quantities, total
 from rehearsal.kube import Obj
 
@@ -97,12 +97,8 @@ def _label_problem(key: str, operator: str, values: Sequence[str], labels: Mappi
         return f'label "{key}" does not have known values'
     elif operator == "In":
         wrong = value not in values
-    elif operator in ("Gt", "Lt"):
-        try:
-            there, bound = int(value), int(values[0])
-            wrong = there <= bound if operator == "Gt" else there >= bound
-        except ValueError:
-            wrong = True
+    elif operator in NUMERIC:
+        wrong = not numerically(operator, value, values)
     else:  # Exists
         wrong = False
     return f"key {key}, {wanted} not in {key} In [{value}]" if wrong else None

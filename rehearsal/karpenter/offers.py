@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,8 @@ NODE_CLASS_LABEL = "karpenter.k8s.aws/ec2nodeclass"
 DEFAULT_DISK_GIB = 20
 
 Requirement = Mapping[str, Any]
+# Gte and Lte are Karpenter's own, and not a pod's.
+NUMERIC = {"Gt": operator.gt, "Gte": operator.ge, "Lt": operator.lt, "Lte": operator.le}
 
 
 @dataclass(frozen=True)
@@ -50,21 +53,24 @@ class Offer:
 
 def allows(requirement: Requirement, value: str | None) -> bool:
     """Whether one requirement holds for a label's value (None: the label is not there)."""
-    operator, values = requirement["operator"], requirement.get("values") or []
-    if operator == "DoesNotExist":
+    how, values = requirement["operator"], requirement.get("values") or []
+    if how == "DoesNotExist":
         return value is None
-    if operator == "NotIn":
+    if how == "NotIn":
         return value is None or value not in values
     if value is None:
         return False
-    if operator == "In":
+    if how == "In":
         return value in values
-    if operator in ("Gt", "Lt"):
-        try:
-            return int(value) > int(values[0]) if operator == "Gt" else int(value) < int(values[0])
-        except ValueError:
-            return False
-    return True  # Exists
+    return numerically(how, value, values) if how in NUMERIC else True  # Exists
+
+
+def numerically(how: str, value: str, values: Sequence[str]) -> bool:
+    """Whether a label's value is on the right side of a bound. What is no number is on none."""
+    try:
+        return bool(NUMERIC[how](int(value), int(values[0])))
+    except ValueError:
+        return False
 
 
 def offers(pools: Sequence[Obj], classes: Mapping[str, Obj], catalogue: Catalogue, region: str) -> list[Offer]:

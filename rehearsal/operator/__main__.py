@@ -21,7 +21,12 @@ from rehearsal.operator.nimservice import NimServiceReconciler
 from rehearsal.operator.recorder import Recorder
 from rehearsal.operator.sync import Client
 
-HEALTH_PORT = 8081
+HEALTH_ADDRESS = ":8081"
+#: Flags of the real manager that its charts give, and that change nothing here.
+UNUSED_FLAGS = (
+    "--metrics-bind-address", "--leader-elect", "--zap-devel", "--zap-log-level", "--zap-stacktrace-level",
+    "--zap-encoder",
+)  # fmt: skip
 
 
 async def serve_health(ready: asyncio.Event, host: str, port: int) -> web.AppRunner:
@@ -104,12 +109,15 @@ async def run(kube: Kube, host: str, port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="rehearsal.operator", description=__doc__)
     parser.add_argument("--kubeconfig", help="default: the pod's service account")
-    parser.add_argument("--health-port", type=int, default=HEALTH_PORT)
+    parser.add_argument("--health-probe-bind-address", default=HEALTH_ADDRESS, metavar="[HOST]:PORT")
+    for flag in UNUSED_FLAGS:
+        parser.add_argument(flag, nargs="?", help="taken, as the real manager takes it")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    host, _, port = args.health_probe_bind_address.rpartition(":")
     kube = Kube.from_kubeconfig(args.kubeconfig) if args.kubeconfig else Kube.in_cluster()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(run(kube, os.environ.get("REHEARSAL_LISTEN", "127.0.0.1"), args.health_port))
+        asyncio.run(run(kube, host or os.environ.get("REHEARSAL_LISTEN", "127.0.0.1"), int(port)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rehearsal.kube import Obj, now_rfc3339
 from rehearsal.runner import disorder, environment, pulls
 from rehearsal.runner.environment import ConfigError
-from rehearsal.runner.images import Program, image_files
+from rehearsal.runner.images import NOBODY, Program, image_texts, listening
 from rehearsal.runner.probes import Prober, Target
 from rehearsal.runner.process import Process, StartError, log_tail, run_inside
 from rehearsal.runner.pulls import UNREACHABLE, Backoff
@@ -128,13 +128,14 @@ class Container:
         """From creation to the end of one run; the seconds that it ran. The end stands in `state` then."""
         self.state.container_id = f"containerd://{secrets.token_hex(32)}"
         self._override = None
+        await self._played()
         env, binds = await self._configuration()
         self.event("Normal", "Created", "Container created")
         started = now_rfc3339()
         loop = asyncio.get_running_loop()
         began = loop.time()
         argv = environment.command_line(self.spec, self.program.command, env)
-        argv = disorder.command(self, argv)
+        argv = listening(self.program, disorder.command(self, argv), self.worker.address)
         await self.worker.publish()
         if not self.program.processes or not argv:
             self._running(started)
@@ -142,8 +143,8 @@ class Container:
             self.changed.set()
             self.worker.touch()
             await asyncio.Event().wait()
-        spec = self.worker.sandbox_spec(self, argv, binds)
         try:
+            spec = self.worker.sandbox_spec(self, argv, binds)
             self.process = await Process.start(spec, env, self.log_file(), self.worker.kubelet.r.python)
         except StartError as error:
             self.event("Warning", "Failed", f"Error: {error}")
@@ -166,6 +167,17 @@ class Container:
                 each.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
         return loop.time() - began
+
+    async def _played(self) -> None:
+        """Return when there is something to play: a container that must run, and of which nobody says as what, would
+        look healthy to all who wait for it."""
+        if why := self.worker.kubelet.images.lacks(self.program, self.image, self.spec):
+            log.warning("%s/%s: %s", self.worker.title, self.name, why)
+            self.event("Warning", "Failed", f"Error: {why}")
+            self.wait_for("CreateContainerError", why)
+            await asyncio.Event().wait()
+        if self.program is NOBODY:
+            log.info("%s/%s: nothing runs in it, for no entry fits %s", self.worker.title, self.name, self.image)
 
     async def _configuration(self) -> tuple[dict[str, str], list[dict[str, Any]]]:
         """Environment and binds; waits in CreateContainerConfigError until what they need exists."""
@@ -279,10 +291,14 @@ class Container:
                     self.event("Warning", "FailedPreStopHook", words)
 
     def image_binds(self) -> list[dict[str, Any]]:
-        """The image's own files and the termination log, as binds."""
+        """The image's own files and the termination log, as binds. Raises StartError for a file that is not there."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        binds = []
-        for target, text in disorder.files(self, image_files(self.program, self.image)).items():
+        binds: list[dict[str, Any]] = []
+        for target, place in self.program.files.items():
+            if not Path(place).exists():
+                raise StartError(f'the image "{self.image}" has {target} from {place}, which does not exist')
+            binds.append({"source": place, "target": target, "read_only": True})
+        for target, text in disorder.files(self, image_texts(self.program, self.image)).items():
             source = self.folder / "image" / target.lstrip("/")
             source.parent.mkdir(parents=True, exist_ok=True)
             source.write_text(text)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NIM_IMAGES = "nvcr.io/nim/"
-OPERATOR_IMAGES = "nvcr.io/nvidia/cloud-native/k8s-nim-operator:"
+OPERATOR_IMAGES = "/k8s-nim-operator"
 LOOK_S = 0.5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 10.0, 300.0
 """A kubelet's pauses between starts of a container that keeps ending."""
@@ -59,8 +59,12 @@ def files(container: Container, texts: dict[str, str]) -> dict[str, str]:
     return texts | {image.MANIFEST_PATH: image.for_gpu(texts[image.MANIFEST_PATH], fault["gpu"])}
 
 
+def _is_operator(container: Container) -> bool:
+    return faults.split_image(container.image)[0].endswith(OPERATOR_IMAGES)
+
+
 def _away(container: Container) -> bool:
-    if not container.image.startswith(OPERATOR_IMAGES):
+    if not _is_operator(container):
         return False
     return faults.get(container.worker.kubelet.r, "operator-away") is not None
 
@@ -92,7 +96,7 @@ async def held(container: Container) -> None:
 
 async def end_when_away(container: Container, process: Process) -> None:
     """Kill the process as soon as `operator-away` is ordered; for other containers nothing."""
-    if container.image.startswith(OPERATOR_IMAGES):
+    if _is_operator(container):
         while not _away(container):
             await asyncio.sleep(LOOK_S)
         process.kill()

@@ -14,8 +14,8 @@ from typing import Any
 #: What the cluster's token webhook calls Airflow: an identity of AWS. Everybody else of a rehearsal has another name.
 OURS = "arn:aws:"
 _OURS_IN_LINE = b'"username":"' + OURS.encode()
-#: A benchmark's objects are named after their run; the same point of two runs must be one point.
-_OF_THE_RUN = re.compile(r"-bench-[0-9a-f]{8}$")
+#: Objects of a benchmark and of the storage probe are named after their run; the same point of two runs must be one.
+_OF_THE_RUN = re.compile(r"-(bench|probe)-[0-9a-f]{8}$")
 #: What the kubelet's stand-in makes for `kubectl logs` and the like.
 _STAND_INS = ("logs", "portforwards", "execs", "attaches")
 
@@ -65,7 +65,7 @@ class Write:
     @property
     def point(self) -> Point:
         """The place in a rollout at which it happens."""
-        return Point(self.verb, self.resource, _OF_THE_RUN.sub("-bench-*", self.name))
+        return Point(self.verb, self.resource, _OF_THE_RUN.sub(r"-\1-*", self.name))
 
 
 @dataclass(frozen=True, order=True)
@@ -117,8 +117,13 @@ def read(path: Path, begin: int = 0) -> list[Write]:
 
 
 def points(writes: Iterable[Write]) -> list[Point]:
-    """Every write of ours, in order: each is a place where a process can be killed."""
-    return list(dict.fromkeys(write.point for write in writes if write.ours and write.code < 400))
+    """Every write of ours that made its object, in order: each is a place where a process can be killed."""
+    return list(dict.fromkeys(write.point for write in writes if write.ours and write.made))
+
+
+def repeated(writes: Iterable[Write]) -> set[str]:
+    """Kinds of what we wrote and found there already."""
+    return {write.resource for write in writes if write.ours and not write.made and write.code < 400}
 
 
 def makings(writes: Iterable[Write]) -> Counter[Point]:

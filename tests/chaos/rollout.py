@@ -37,7 +37,7 @@ class Rollout:
 
     @property
     def points(self) -> list[Point]:
-        """Every write of ours, in order."""
+        """Every write of ours that made its object, in order."""
         return points(self.writes)
 
     @property

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.audit import AuditLog, Point, Write, made_for_us, makings, points
+from tests.chaos.audit import AuditLog, Point, Write, made_for_us, makings, points, repeated
 
 AIRFLOW, OPERATOR = "arn:aws:iam::123456789012:user/airflow", "system:serviceaccount:nim-operator:operator"
 
@@ -79,4 +79,5 @@ def test_a_second_object_of_one_intent_is_counted(tmp_path: Path) -> None:
     log.close()
     assert points(writes) == [job], "what was refused is no place to kill at; two runs' Jobs are one"
     assert makings(writes) == {job: 2}
+    assert repeated(writes) == {"jobs"}
     assert made_for_us(writes, "models") == {"pods": 1}

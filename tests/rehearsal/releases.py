@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
+import http.server
 import json
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ from nim_rollouts.clients.helm import Helm
 from nim_rollouts.clients.include import Include
 from nim_rollouts.core.addons import Addon
 from rehearsal.config import Rehearsal
+from tests.rehearsal.chart_sources import serving
 
 #: What Helm needs of a control plane: somebody who ends Jobs, and nobody who runs pods.
 PARTS = {"etcd", "kube-apiserver", "kube-controller-manager", "cluster-setup"}
@@ -111,3 +117,39 @@ class Bench:
 
     def statuses(self, addon: Addon) -> list[str]:
         return [one.status for one in self.helm.history(addon)]
+
+
+@contextmanager
+def letting_in(r: Rehearsal, lets_in: Callable[[str], bool]) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    """The API server behind a guard with tokens of its own: its URL, and (token, status) of all that was asked."""
+    asked: list[tuple[str, int]] = []
+    upstream = r.url("apiserver").removeprefix("https://")
+    context = ssl.create_default_context(cafile=str(r.ca))
+
+    class Guard(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+        def do_GET(self) -> None:
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if not lets_in(token):
+                asked.append((token, 401))
+                return self.send_error(401)
+            passed = {name: value for name, value in self.headers.items() if name in ("Accept", "Content-Type")}
+            connection = http.client.HTTPSConnection(upstream, context=context)
+            connection.request(self.command, self.path, body, passed | {"Authorization": f"Bearer {r.admin_token}"})
+            answer = connection.getresponse()
+            asked.append((token, answer.status))
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.headers["Content-Type"])
+            self.end_headers()
+            while chunk := answer.read1(65536):  # as it comes: a watch has no end
+                self.wfile.write(chunk)
+            connection.close()
+
+        do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+    pki = r.state / "pki"  # over plain http Helm sends no token
+    with serving(Guard, (pki / "server.crt", pki / "server.key")) as place:
+        yield f"https://{place}", asked

@@ -34,6 +34,7 @@ from nim_rollouts.core.errors import (
     ClusterMissing,
     ClusterUnavailable,
     HelmUnavailable,
+    NeedsHumanError,
     NimRolloutsError,
     PortForwardFailed,
     Superseded,
@@ -304,8 +305,13 @@ def test_a_strangers_pending_release_is_left_alone(cluster: Cluster, helm: Helm,
             "metadata": {"name": "sh.helm.release.v1.theirs.v1", "namespace": namespace, "labels": labels},
         }
     )
+    addon = Addon(name="theirs", namespace=namespace, chart=CHART)
+    with pytest.raises(NeedsHumanError, match="somebody else") as caught:
+        helm.upgrade_install(addon)
+    assert caught.value.reason == "release-foreign"
+    # Also who would take it over waits until theirs has ended.
     with pytest.raises(HelmUnavailable, match="somebody else"):
-        helm.upgrade_install(Addon(name="theirs", namespace=namespace, chart=CHART))
+        helm.upgrade_install(addon.model_copy(update={"adopt": True}))
 
 
 # --- watch --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -13,16 +14,26 @@ from typing import Any
 
 import pytest
 
-from nim_rollouts.clients import helm_crds
-from nim_rollouts.clients.access import ClusterAccess
+from nim_rollouts.clients import helm_crds, helm_revisions
+from nim_rollouts.clients.access import ClusterAccess, Token
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.helm import Helm
+from nim_rollouts.clients.helm_process import HelmEnded, HelmProcess
 from nim_rollouts.clients.include import Include
-from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, LeftoversFound, PlatformNotReady
+from nim_rollouts.core.errors import (
+    AccessDenied,
+    ApplyConflict,
+    HelmFailed,
+    HelmUnavailable,
+    LeftoversFound,
+    NeedsHumanError,
+    NimRolloutsError,
+    PlatformNotReady,
+)
 from rehearsal.config import Rehearsal
 from tests.rehearsal.chart_sources import Registry, classic
 from tests.rehearsal.plane import standing
-from tests.rehearsal.releases import PARTS, Bench, write_chart
+from tests.rehearsal.releases import PARTS, Bench, letting_in, write_chart
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -75,6 +86,33 @@ def test_an_upgrade_refused_half_way_is_rolled_back_and_told(bench: Bench) -> No
     assert bench.text(addon) == "after"
 
 
+def test_after_a_failed_way_back_the_next_one_leads_to_what_stood(bench: Bench, cluster: Cluster) -> None:
+    addon = bench.addon("twice")
+    bench.helm.upgrade_install(bench.with_values(addon, text="before"))
+    # Somebody else's field: neither the upgrade nor the way back may write it.
+    theirs = {"metadata": {"name": f"{addon.name}-first", "namespace": addon.namespace}, "data": {"text": "theirs"}}
+    query = {"fieldManager": "somebody", "force": "true"}
+    path = f"/api/v1/namespaces/{addon.namespace}/configmaps/{addon.name}-first"
+    body = {"apiVersion": "v1", "kind": "ConfigMap", **theirs}
+    cluster.rest.json("PATCH", path, query=query, body=body, content_type="application/apply-patch+yaml")
+    with pytest.raises(HelmFailed, match="could not be taken back") as caught:
+        bench.helm.upgrade_install(bench.with_values(addon, text="bad"))
+    assert caught.value.reason == "roll-back-failed"
+    # What Helm makes of it: the failed upgrade is called what a good one is called once another follows.
+    assert bench.statuses(addon) == ["deployed", "superseded", "failed"]
+
+    cluster.delete(body)
+    with pytest.raises(HelmFailed, match="gone back to what revision 1 was, as revision 5") as caught:
+        bench.helm.upgrade_install(bench.with_values(addon, text="worse", mode="refused"))
+    assert caught.value.reason == "upgrade-rolled-back"
+    assert bench.text(addon) == "before"
+    assert bench.statuses(addon)[-2:] == ["failed", "deployed"]
+    with pytest.raises(HelmFailed, match="no earlier good revision"):
+        bench.helm.rollback(addon)
+    with pytest.raises(HelmFailed, match="no good revision 2"):
+        bench.helm.rollback(addon, to=2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "wait_s", "why"), [("hook", None, "a hook failed"), ("unready", 2, "not ready in time")]
@@ -109,6 +147,26 @@ def test_what_does_not_render_begins_nothing(bench: Bench) -> None:
     assert bench.helm.status(addon) is None
 
 
+def test_what_an_error_means(bench: Bench) -> None:
+    """The words of Helm itself, where a second try would get the same, and where it would not."""
+    addon = bench.addon("words")
+    template = bench.folder / "charts" / "sample" / "templates" / "more.yaml"
+    template.write_text("{{ if .Values.text }}\nkind: ConfigMap\n")
+    with pytest.raises(HelmFailed, match="unexpected EOF") as caught:
+        bench.helm.upgrade_install(addon)
+    assert caught.value.reason == "helm-failed"
+
+    def error(access: ClusterAccess) -> NimRolloutsError:
+        with pytest.raises(HelmEnded) as ended:
+            HelmProcess(str(bench.binary), access).run(["list"], about="r", timeout_s=60, namespace="default")
+        return ended.value.as_error()
+
+    url, ca = bench.r.url("apiserver"), bench.r.ca.read_text()
+    assert isinstance(error(ClusterAccess(url, ca, lambda: "no-token-of-anybody")), AccessDenied)
+    assert isinstance(error(ClusterAccess("https://127.0.0.1:1", ca, lambda: bench.r.admin_token)), HelmUnavailable)
+    assert isinstance(error(ClusterAccess(url, None, lambda: bench.r.admin_token)), HelmFailed), "another authority"
+
+
 @pytest.mark.slow
 def test_a_helm_that_was_killed_is_no_hindrance(bench: Bench) -> None:
     addon = bench.addon("killed")
@@ -126,6 +184,201 @@ def test_a_helm_that_was_killed_is_no_hindrance(bench: Bench) -> None:
     again = bench.helm.upgrade_install(bench.with_values(addon, text="after"))
     assert (again.changed, again.status) == (True, "deployed")
     assert bench.text(addon) == "after"
+
+
+def test_what_somebody_has_deleted_is_made_again_and_the_rest_is_left_alone(bench: Bench, cluster: Cluster) -> None:
+    """Helm's own record says "deployed" for ever: of the definitions and of the operator it knows nothing."""
+    include = Include()
+    helm = Helm(cluster, include, binary=str(bench.binary))
+    addon = next(one for one in include.environment("rehearsal").addons if one.name == "nim-operator")
+    crd = ("apiextensions.k8s.io/v1", "CustomResourceDefinition", None, "nimcaches.apps.nvidia.com")
+    operator = ("apps/v1", "Deployment", addon.namespace, "nim-operator-k8s-nim-operator")
+    assert helm.upgrade_install(addon).revision == 1
+    for number, one in enumerate((crd, operator), 2):
+        account = cluster.get("v1", "ServiceAccount", addon.namespace, operator[-1])
+        live = cluster.get(*one)
+        assert live is not None and cluster.delete(live)
+        until(lambda one=one: cluster.get(*one) is None)
+        again = helm.upgrade_install(addon)
+        assert (again.changed, again.revision, again.status) == (True, number, "deployed")
+        made = cluster.get(*one)
+        assert made is not None and made["metadata"]["uid"] != live["metadata"]["uid"]
+        assert account is not None
+        assert cluster.get("v1", "ServiceAccount", addon.namespace, operator[-1]) == account
+        assert not helm.upgrade_install(addon).changed
+    helm_crds.remove(cluster, helm, addon)
+
+
+def test_an_upgrade_by_hand_is_undone_by_the_next_run(bench: Bench) -> None:
+    """It has our labels: Helm hands them on."""
+    addon = bench.with_values(bench.addon("by-hand"), text="of the file")
+    bench.helm.upgrade_install(addon)
+    chart, place = bench.folder / "charts" / "sample", ["-n", addon.namespace, f"--kubeconfig={bench.r.kubeconfig}"]
+    _helm(bench, "upgrade", addon.name, str(chart), *place, "--set", "text=by-hand")
+    ours, by_hand = bench.helm.history(addon)
+    assert (by_hand.status, by_hand.content) == ("deployed", ours.content)
+    assert bench.helm.upgrade_install(addon).revision == 3
+    assert bench.text(addon) == "of the file"
+    assert not bench.helm.upgrade_install(addon).changed
+
+
+def test_a_release_of_somebody_else_is_left_alone_until_it_is_adopted(bench: Bench) -> None:
+    addon = bench.addon("foreign")
+    chart, place = bench.folder / "charts" / "sample", ["-n", addon.namespace, f"--kubeconfig={bench.r.kubeconfig}"]
+    _helm(bench, "install", addon.name, str(chart), *place, "--create-namespace", "--set", "text=theirs")
+    with pytest.raises(NeedsHumanError) as caught:
+        bench.helm.upgrade_install(addon)
+    assert caught.value.reason == "release-foreign"
+    assert helm_crds.remove(bench.cluster, bench.helm, addon) == {"uninstalled": False, "crds": []}
+    assert (bench.text(addon), bench.statuses(addon)) == ("theirs", ["deployed"])
+
+    # An upgrade of ours that fails leads back to theirs.
+    adopting = addon.model_copy(update={"adopt": True})
+    with pytest.raises(HelmFailed, match="gone back to what revision 1 was"):
+        bench.helm.upgrade_install(bench.with_values(adopting, mode="refused", text="bad"))
+    assert not bench.helm.uninstall(adopting), "it was given back"
+    assert bench.text(addon) == "theirs"
+    assert bench.helm.upgrade_install(bench.with_values(adopting, text="ours")).changed
+    assert bench.text(addon) == "ours"
+    assert not bench.helm.upgrade_install(bench.with_values(addon, text="ours")).changed, "it is ours now"
+    assert helm_crds.remove(bench.cluster, bench.helm, addon)["uninstalled"]
+    assert bench.text(addon) is None
+
+
+def test_a_release_says_which_environment_has_made_it(bench: Bench) -> None:
+    """Also after an upgrade by hand and a way back, so that a teardown finds what has left its environment's file."""
+    access = bench.cluster.access
+
+    def helm(environment: str) -> Helm:
+        of_it = ClusterAccess(access.endpoint, access.ca_pem, access.token, environment)
+        return Helm(Cluster(of_it), bench.helm.include, binary=str(bench.binary))
+
+    mine, theirs = bench.addon("mine"), bench.addon("of-another")
+    helm("one").upgrade_install(bench.with_values(mine, text="before"))
+    helm("two").upgrade_install(theirs)
+    assert helm_revisions.installed_by(bench.cluster, "one") == [(mine.namespace, mine.name)]
+    assert helm_revisions.installed_by(bench.cluster, "two") == [(theirs.namespace, theirs.name)]
+    with pytest.raises(HelmFailed, match="gone back"):
+        helm("one").upgrade_install(bench.with_values(mine, mode="refused"))
+    chart, place = bench.folder / "charts" / "sample", ["-n", mine.namespace, f"--kubeconfig={bench.r.kubeconfig}"]
+    _helm(bench, "upgrade", mine.name, str(chart), *place, "--set", "text=by-hand")
+    assert helm_revisions.installed_by(bench.cluster, "one") == [(mine.namespace, mine.name)]
+    _helm(bench, "uninstall", mine.name, *place, "--keep-history")
+    assert helm_revisions.installed_by(bench.cluster, "one") == []
+    assert helm("two").uninstall(theirs)
+    assert helm_revisions.installed_by(bench.cluster, "two") == []
+
+
+# --- how Helm is let in -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_helm_that_outlives_its_token_goes_on_with_the_next(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in EKS, in small: a token lives for 62 s, is minted anew after 20, and Helm is at work for 68."""
+    monkeypatch.setattr("nim_rollouts.clients.helm_process._TOKEN_LOOK_S", 1.0)
+    minted: dict[str, float] = {}
+
+    def mint() -> str:
+        name = f"token-{len(minted)}"
+        minted[name] = time.monotonic()
+        return name
+
+    def lets_in(token: str) -> bool:
+        return time.monotonic() - minted[token] < 62
+
+    addon = bench.with_values(bench.addon("long"), mode="unready")
+    arguments = ["upgrade", "--install", addon.name, str(bench.folder / "charts" / "sample"), "--create-namespace"]
+    arguments += ["--values", str(bench.folder / "include" / str(addon.values)), "--wait", "--timeout", "68s"]
+    with letting_in(bench.r, lets_in) as (url, asked):
+        access = ClusterAccess(url, bench.r.ca.read_text(), Token(mint, max_age_s=20))
+        process = HelmProcess(str(bench.binary), access)
+        with pytest.raises(HelmEnded, match="not ready"):
+            process.run(arguments, about=addon.name, timeout_s=150, namespace=addon.namespace)
+    assert [status for _, status in asked if status == 401] == []
+    assert asked[0][0] == "token-0" and asked[-1][0] > "token-1"
+    # Its last word came through: without a younger token the release would be pending for ever.
+    assert bench.statuses(addon) == ["failed"]
+    assert not any(token in bench.argv.read_text() for token in minted)
+
+
+# --- definitions that others have applied -------------------------------------------------------------------------
+
+
+def _columns(name: str) -> dict[str, Any]:
+    """A definition whose columns say who wrote it last."""
+    column = {"name": name, "type": "string", "jsonPath": ".spec.x"}
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    version = {"name": "v1", "served": True, "storage": True, "schema": schema, "additionalPrinterColumns": [column]}
+    names = {"kind": "Shared", "plural": "shareds", "singular": "shared", "listKind": "SharedList"}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": "shareds.test.nim-rollouts", "annotations": {"test/by": name}},
+        "spec": {"group": "test.nim-rollouts", "scope": "Namespaced", "names": names, "versions": [version]},
+    }
+
+
+def _theirs(bench: Bench, how: str) -> None:
+    """Somebody writes the same definition in another version, by kubectl or as the Job of NVIDIA's charts does."""
+    theirs = _columns("theirs")
+    live = bench.cluster.get(theirs["apiVersion"], theirs["kind"], None, theirs["metadata"]["name"])
+    if how == "crd-apply-tool":
+        path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        if live is not None:
+            theirs["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
+        path, method = (f"{path}/{live['metadata']['name']}", "PUT") if live else (path, "POST")
+        bench.cluster.rest.json(method, path, query={"fieldManager": how}, body=theirs)
+        return
+    file = bench.folder / "theirs.json"
+    file.write_text(json.dumps(theirs))
+    command = ["kubectl", f"--kubeconfig={bench.r.kubeconfig}", *how.split(), "-f", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("apply", "apply"),
+        ("create", "replace"),
+        ("apply --server-side", "apply --server-side --force-conflicts"),
+        ("crd-apply-tool", "crd-apply-tool"),
+    ],
+)
+def test_definitions_that_others_apply_are_in_nobodys_way(bench: Bench, before: str, after: str) -> None:
+    """NVIDIA's definitions by hand, then our chart's; and the other way round."""
+    addon = bench.addon("shared", requires={"crds": ["shareds.test.nim-rollouts"]})
+    crds = bench.folder / "charts" / "sample" / "crds"
+    crds.mkdir()
+
+    def columns() -> str:
+        live = bench.cluster.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", None, addon.requires.crds[0])
+        assert live is not None
+        return f"{live['spec']['versions'][0]['additionalPrinterColumns'][0]['name']}"
+
+    _theirs(bench, before)
+    (crds / "shared.yaml").write_text(json.dumps(_columns("ours")))
+    bench.helm.upgrade_install(addon)
+    assert columns() == "ours"
+    _theirs(bench, after)
+    assert columns() == "theirs"
+    (crds / "shared.yaml").write_text(json.dumps(_columns("newer")))
+    assert bench.helm.upgrade_install(addon).revision == 2
+    assert columns() == "newer"
+    assert helm_crds.remove(bench.cluster, bench.helm, addon) == {"uninstalled": True, "crds": addon.requires.crds}
+
+
+def test_a_definition_that_somebody_has_edited_is_told(bench: Bench) -> None:
+    addon = bench.addon("edited")
+    crds = bench.folder / "charts" / "sample" / "crds"
+    crds.mkdir()
+    _theirs(bench, "apply --server-side --field-manager=kubectl-edit")
+    (crds / "shared.yaml").write_text(json.dumps(_columns("ours")))
+    with pytest.raises(ApplyConflict, match="is owned by kubectl-edit"):
+        bench.helm.upgrade_install(addon)
+    assert bench.helm.status(addon) is None
+    bench.cluster.delete(_columns("theirs"))
 
 
 # --- roll back, state, uninstall ----------------------------------------------------------------------------------

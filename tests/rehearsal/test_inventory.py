@@ -116,6 +116,8 @@ def test_all_planted_is_found_and_named_and_none_deleted(
          "elasticfilesystem:DescribeFileSystems"),
         ({"service": "eks", "action": "DescribeCluster", "code": "AccessDeniedException"}, LeftoversFound,
          "EKS cluster", "eks:DescribeCluster"),
+        ({"service": "secretsmanager", "action": "DescribeSecret", "code": "AccessDeniedException"}, LeftoversFound,
+         "secret", "secretsmanager:DescribeSecret"),
         ({"service": "sqs", "status": 500, "code": "InternalFailure"}, LeftoversFound, "SQS queue", None),
         ({"service": "iam", "action": "ListRoles", "status": 400, "code": "Throttling"}, LeftoversFound, "IAM role",
          None),
@@ -159,7 +161,7 @@ def test_unknown_is_not_empty_and_empty_is(
     (path.parent / "bare.yaml").write_text(path.read_text())
     bare = Include(tmp_path / "include").environment("bare")
     session.environment = bare
-    remember_networks(bare, session.store, {"vpc_id": "vpc-0123456789abcdef0"})
+    remember_networks(bare, session.store, {"vpc_id": "vpc-0123456789abcdef0"}, lambda _: ["aws_vpc.this"])
     faults.order(r, "aws-error", **order)
     try:
         with pytest.raises(error) as caught:

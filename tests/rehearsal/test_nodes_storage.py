@@ -17,8 +17,9 @@ import pytest
 
 from rehearsal import faults
 from rehearsal.aws.environment import session
-from rehearsal.config import Rehearsal
-from rehearsal.kube import Kube, NotFound, Obj, path, path_of
+from rehearsal.config import ROOT, Rehearsal
+from rehearsal.karpenter import local
+from rehearsal.kube import ApiError, Kube, NotFound, Obj, path, path_of
 from tests.rehearsal.plane import Plane, standing
 
 PARTS = {
@@ -319,6 +320,41 @@ async def test_karpenter_goes_on_after_a_restart(plane: Plane, kube: Kube) -> No
         return [n["metadata"]["name"] for n in await kube.list("/api/v1/nodes")] == [second]
 
     await until(only_second)
+
+
+async def test_the_definitions_accept_every_pool_that_is_shipped(kube: Kube) -> None:
+    files = sorted(file.stem for file in (ROOT / "include/manifests/node-pools").glob("*.yaml"))
+    objects = local.pools(ROOT, tuple(files))
+    assert len(objects) == 2 * len(files)
+    for obj in objects:
+        # Under another name, since some of them stand.
+        await kube.create(
+            path_of(obj["apiVersion"], obj["kind"]),
+            {**obj, "metadata": {**obj["metadata"], "name": "tried"}}, fieldValidation="Strict", dryRun="All",
+        )  # fmt: skip
+
+
+async def test_karpenters_own_operators_are_taken_and_honoured(kube: Kube) -> None:
+    """Gte and Lte: pods have no such operators."""
+    place = path_of("karpenter.sh/v1", "NodePool", None, "g5-gpu-karpenter")
+    requirements = (await kube.get(place))["spec"]["template"]["spec"]["requirements"]
+
+    async def restrict(*more: Obj) -> None:
+        await kube.patch(place, {"spec": {"template": {"spec": {"requirements": [*requirements, *more]}}}})
+
+    cpus = "karpenter.k8s.aws/instance-cpu"
+    with pytest.raises(ApiError, match="single positive integer"):
+        await restrict({"key": cpus, "operator": "Gte", "values": ["64", "96"]})
+    await restrict(
+        {"key": cpus, "operator": "Gte", "values": ["96"]}, {"key": cpus, "operator": "Lte", "values": ["96"]}
+    )
+    try:
+        await create(kube, pod("bound", {"nvidia.com/gpu": "2"}, tolerations=[GPU], nodeSelector=POOL))
+        await until(home(kube, "bound"))
+    finally:
+        await restrict()
+    (node,) = await kube.list("/api/v1/nodes")
+    assert node["metadata"]["labels"]["node.kubernetes.io/instance-type"] == "g5.24xlarge"
 
 
 # --- storage -------------------------------------------------------------------------------------------------------

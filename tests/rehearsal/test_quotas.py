@@ -70,14 +70,24 @@ def test_quotas_and_what_counts_against_them(r: Rehearsal, instances: list[str])
     found = quotas.running(ENVIRONMENT)
     assert isinstance(found, list)
     assert sorted(found, key=lambda one: one.instance_type) == [
-        Running("g5.12xlarge", "on-demand", 48, ours=True),
-        Running("m5.large", "on-demand", 2),
+        Running("g5.12xlarge", "on-demand", 48, ours=True, id=instances[0]),
+        Running("m5.large", "on-demand", 2, id=instances[1]),
     ], "the stopped one does not count; a type that we have no shape of is looked up"
     facts = capacity.quotas(ENVIRONMENT, DEPLOYMENT)
     assert facts["outcome"] == "ok" and facts["seen"] == [
         "1 x g5.12xlarge on-demand (48 vCPUs) for service: Running On-Demand G and VT instances (L-DB2E81BA) is 768, "
         "48 in use"
     ]
+
+
+def test_a_node_counts_as_free_for_the_deployment_that_stands_on_it_alone(r: Rehearsal, instances: list[str]) -> None:
+    faults.order(r, "few-vcpus", code="L-DB*", value=48)
+    assert capacity.quotas(ENVIRONMENT, DEPLOYMENT, again={instances[0]: True})["outcome"] == "ok"
+    with pytest.raises(QuotaTooSmall, match=r"\(L-DB2E81BA\) is 48, 48 in use.*--desired-value 96"):
+        capacity.quotas(ENVIRONMENT, DEPLOYMENT, again={instances[0]: False})
+    # Validation cannot look into the cluster.
+    facts = capacity.quotas(ENVIRONMENT, DEPLOYMENT)
+    assert facts["outcome"] == "unknown" and "can be used again" in facts["unknown"][0]
 
 
 def test_a_quota_that_is_too_small_is_refused_until_the_command_was_run(r: Rehearsal) -> None:
@@ -92,12 +102,15 @@ def test_a_quota_that_is_too_small_is_refused_until_the_command_was_run(r: Rehea
 
 def test_the_pools_capacity_types_count(r: Rehearsal) -> None:
     from nim_rollouts.core.instances import INSTANCES
-    from nim_rollouts.core.pools import Option
+    from nim_rollouts.core.pools import Fit, Option
 
     faults.order(r, "few-vcpus", code=G, value=0)
-    options = {"service": [Option("g5", INSTANCES["g5.12xlarge"], 1, ("on-demand", "spot"))]}
-    facts = capacity.quotas(ENVIRONMENT, DEPLOYMENT, options)
+    fitting = Fit([Option("g5", INSTANCES["g5.12xlarge"], 1, ("on-demand", "spot"))])
+    facts = capacity.quotas(ENVIRONMENT, DEPLOYMENT, {"service": fitting})
     assert facts["outcome"] == "ok" and "spot" in facts["seen"][0]
+    # Nobody can say how many vCPUs a type has that is not known: that is told, and refuses nothing.
+    facts = capacity.quotas(ENVIRONMENT, DEPLOYMENT, {"service": fitting, "cache": Fit([], ["x may start y"])})
+    assert (facts["outcome"], facts["unknown"]) == ("unknown", ["no instance type is known here for cache"])
 
 
 def test_a_quota_that_was_never_moved_has_its_default(r: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:

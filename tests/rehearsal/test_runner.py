@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from rehearsal import faults
+from rehearsal import config, faults, toolbox
 from rehearsal.config import Rehearsal
 from rehearsal.kube import Kube, NotFound, Obj, path_of
 from tests.rehearsal.plane import Plane, standing
@@ -31,10 +31,26 @@ TIMING = {"image_pull": 0.1, "nim_start": 1, "nim_download": 0.2}
 ALLOCATABLE = {"cpu": "48", "memory": "192Gi", "pods": "110", "nvidia.com/gpu": "4"}
 
 
+#: Beside the committed entries: a program that is a file of this machine, and one that is not there.
+MORE_IMAGES = """
+- image: example.com/binary
+  command: [/program, helm, version]
+  files: {{/program: {controlplane}, /charts: "{{root}}/rehearsal/charts"}}
+- image: example.com/missing
+  command: [/program]
+  files: {{/program: /no/such/program}}
+"""
+
+
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
-    with standing(tmp_path_factory.mktemp("plane"), PARTS, TIMING) as plane:
-        yield plane
+    images = tmp_path_factory.mktemp("images") / "images.yaml"
+    more = MORE_IMAGES.format(controlplane=toolbox.controlplane_binary())
+    images.write_text((config.ROOT / "rehearsal" / "images.yaml").read_text() + more)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(config.IMAGES_ENV, str(images))
+        with standing(tmp_path_factory.mktemp("plane"), PARTS, TIMING) as plane:
+            yield plane
 
 
 @pytest.fixture
@@ -287,6 +303,39 @@ async def test_what_cannot_be_created_says_why_and_starts_when_it_can(kube: Kube
     for name in ("config", "mount"):
         await reaches(kube, name, ready)
     await kube.delete(path_of("v1", "Secret", "default", "late"))
+
+
+async def test_an_image_of_which_nobody_says_what_runs(kube: Kube) -> None:
+    """A container without anything to run looks well; one that must run something may not."""
+    probe = {"httpGet": {"path": "/", "port": 80}}
+    await create(
+        kube,
+        pod("plain", container={"image": "example.com/plain:1"}),
+        pod("told", container={"image": "example.com/told:1", "readinessProbe": probe}),
+    )
+    message = main_of(await reaches(kube, "told", waiting("CreateContainerError")))["state"]["waiting"]["message"]
+    assert 'fits the image "example.com/told:1", whose container has readinessProbe' in message
+    assert await until(lambda: _event(kube, "told", "Failed")) == f"Error: {message}"
+    await reaches(kube, "plain", ready)
+    assert phase("Pending")(await status_of(kube, "told"))
+
+
+async def test_an_images_files_are_those_of_this_machine(kube: Kube, r: Rehearsal) -> None:
+    """A program too, which is no text; and what is missing is told by name."""
+    binary = {"image": "example.com/binary:1"}
+    await create(
+        kube,
+        pod("binary", policy="Never", container=binary),
+        pod("folder", policy="Never", container={**binary, "command": ["sh", "-c", "ls /charts; echo x > /charts/y"]}),
+        pod("missing", policy="Never", container={"image": "example.com/missing:1"}),
+    )
+    await reaches(kube, "binary", phase("Succeeded"))
+    assert "v4." in (await kubectl(r, "logs", "binary"))[1]
+    await reaches(kube, "folder", phase("Failed"))
+    said = (await kubectl(r, "logs", "folder"))[1]
+    assert "karpenter" in said and "Read-only" in said
+    ended = main_of(await reaches(kube, "missing", phase("Failed")))["state"]["terminated"]
+    assert ended["reason"] == "StartError" and "/no/such/program, which does not exist" in ended["message"]
 
 
 async def test_a_refused_image(kube: Kube, r: Rehearsal) -> None:

@@ -19,15 +19,16 @@ from typing import Any
 
 import boto3
 import pytest
+import yaml
 from botocore.loaders import create_loader
 
 from nim_rollouts.clients.approvals import read_answer
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.helm import Helm
 from nim_rollouts.core.errors import AccessDenied
+from nim_rollouts.core.verdicts.objects import is_deleting
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators.finalizers import FREED
-from nim_rollouts.operators.teardown import is_going
 from nim_rollouts.operators.teardown_nodes import KARPENTER_API, NODEPOOL_LABEL, launched_nodes
 from rehearsal.aws.environment import environment as aws_environment
 from rehearsal.aws.inventory import inventory
@@ -79,7 +80,20 @@ addons:
       deployments: [nim-operator-k8s-nim-operator]
 storage_class: efs-sc-dynamic
 budgets: {{delete_s: 90, operator_s: 60, cache_s: 120, service_s: 120, node_launch_s: 60}}
-policies: {{cloud_look_s: 1}}
+policies: {{approval: {approval}, cloud_look_s: 1}}
+"""
+
+
+THEIR_POOL = """
+apiVersion: karpenter.sh/v1
+kind: NodePool
+metadata: {name: theirs}
+spec:
+  template:
+    spec:
+      nodeClassRef: {group: karpenter.k8s.aws, kind: EC2NodeClass, name: theirs}
+      requirements:
+        - {key: karpenter.sh/capacity-type, operator: In, values: [on-demand]}
 """
 
 
@@ -93,9 +107,13 @@ class Ground:
         self.before = inventory(self.r)
         self.environment_file = folder / "repo" / "include" / "environments" / f"{NAME}.yaml"
 
-    def write(self, *, only_network: bool = False) -> None:
-        text = _FILE.format(name=NAME, store=self.folder / "store", python=sys.executable,
+    def write(
+        self, *, only_network: bool = False, approval: str = "on-destroy", without_operator: bool = False
+    ) -> None:
+        text = _FILE.format(name=NAME, store=self.folder / "store", python=sys.executable, approval=approval,
                             only_network=str(only_network).lower())  # fmt: skip
+        if without_operator:
+            text = text[: text.index("  - name: nim-operator")] + text[text.index("storage_class:") :]
         self.environment_file.write_text(text)
 
     def deploy(self, until: str, *, but: tuple[str, ...] = (*_INFRASTRUCTURE, "verify_platform")) -> Run:
@@ -117,6 +135,14 @@ class Ground:
 
     def aws(self, service: str) -> Any:
         return boto3.client(service)
+
+    def standing(self) -> set[tuple[str, str]]:
+        """(kind, uid) of all that a teardown would take."""
+        kinds = {"NIMCache": NIM_API, "NodePool": KARPENTER_API, "NodeClaim": KARPENTER_API, "PersistentVolume": "v1",
+                 "Namespace": "v1", "CustomResourceDefinition": "apiextensions.k8s.io/v1"}  # fmt: skip
+        return {
+            (kind, one["metadata"]["uid"]) for kind, version in kinds.items() for one in self.objects(kind, version)
+        }
 
     def instances(self) -> list[str]:
         """What Karpenter has launched and what is paid for."""
@@ -250,6 +276,11 @@ def test_3_a_cluster_without_add_ons(infrastructure: Ground) -> None:
 
 def test_4_an_operator_without_models(infrastructure: Ground) -> None:
     infrastructure.deploy("wait_platform")
+    infrastructure.write(without_operator=True)
+    told = infrastructure.teardown(until="validate")
+    error = told.errors["validate"]
+    assert error.reason == "leftovers" and "release nim-operator in nim-operator" in error.message
+    infrastructure.write()
     run = infrastructure.teardown()
     infrastructure.assert_platform_gone(run)
     session = Session(NAME, "", run.run_id)
@@ -287,7 +318,7 @@ def test_7_an_earlier_teardown_was_killed_after_the_node_pools(infrastructure: G
         before = ground.teardown(until="delete_node_pools", before=away)
     assert "wait_nodes_gone" not in before.states and before.failed == []
     assert ground.objects("NodePool", KARPENTER_API) == []
-    until(lambda: all(is_going(one) for one in ground.objects("NodeClaim", KARPENTER_API)), "the claims' deletion")
+    until(lambda: all(is_deleting(one) for one in ground.objects("NodeClaim", KARPENTER_API)), "the claims' deletion")
     assert [one["metadata"]["finalizers"] for one in ground.objects("NodeClaim", KARPENTER_API)] == [[TERMINATION]]
     assert len(launched) == 1 and ground.instances() == launched
 
@@ -359,6 +390,41 @@ def test_9_karpenter_was_uninstalled_by_hand_and_its_nodes_remain(infrastructure
     run = ground.teardown()
     assert run.questions == []
     ground.assert_platform_gone(run)
+
+
+def test_what_refuses_it_refuses_before_anything_is_deleted(infrastructure: Ground) -> None:
+    ground = infrastructure
+    with ground.timing(node_empty=600):
+        ground.deploy("wait_cache")
+        stands = ground.standing()
+        assert {"NIMCache", "NodePool", "NodeClaim"} <= {kind for kind, _ in stands}
+
+        pool = yaml.safe_load(THEIR_POOL)
+        ground.cluster.apply(pool)
+        run = ground.teardown("everything")
+        assert run.errors["validate"].reason == "leftovers"
+        assert "these node pools are not ours: NodePool/theirs" in run.errors["validate"].message
+        assert {state for task, state in run.states.items() if task not in ("validate", "conclude")} == {
+            "upstream_failed"
+        }
+        ground.cluster.delete(pool)
+
+        ground.write(approval="always")
+        run = ground.teardown("everything", answer=lambda subject, body: False)
+        ((task, subject, body),) = run.questions
+        assert (task, subject.partition(":")[0]) == ("approve_destroy", NAME)
+        assert "aws_vpc.this" in body and f"services and caches of `{DEPLOYMENT}`" in body
+        ran = {"validate", "plan_destroy", "approve_destroy", "conclude"}
+        assert {task for task, state in run.states.items() if state == "success"} == ran
+        assert {state for task, state in run.states.items() if task not in ran} == {"skipped"}
+        assert Session(NAME, "", run.run_id).facts("conclude", "decision")["decision"] == "declined"
+        # Whatever of it somebody clears: it was declined.
+        again = ground.pipelines.run("nim_teardown", run.params, again=run, from_task="delete_services")
+        assert again.errors["delete_services"].reason == "not-approved"
+        assert ground.standing() == stands
+
+        ground.write()
+        ground.assert_platform_gone(ground.teardown())
 
 
 def test_10_the_cluster_was_deleted_by_hand_and_the_network_remains(infrastructure: Ground) -> None:

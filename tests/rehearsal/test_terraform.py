@@ -75,6 +75,7 @@ def test_from_a_plan_to_no_change_and_what_a_replacement_is_forced_by(r: Rehears
     assert left is not None and (same.lineage, same.serial) == (left.lineage, left.serial)
     assert left.checksum == plan.checksum and left.serial > 0
     assert again.output() == {"vpc_id": lab.vpcs()[0]}
+    assert (again.state_list(lab.vpcs()[0]), again.state_list("vpc-0")) == (["aws_vpc.this"], [])
 
     other = again.plan(lab.variables(cidr="10.2.0.0/16"))
     assert other.replace == 3 and other.reasons() == {

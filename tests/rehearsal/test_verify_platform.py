@@ -303,3 +303,26 @@ def test_a_filled_cache_is_proof_enough(run: Live, cluster: Cluster) -> None:
         assert storage_probe.check(run.stage("verify_platform")).outcome == "not-applicable"
     finally:
         cluster.delete(cache)
+
+
+def test_what_ours_would_add_to_somebody_elses_pools_is_told_and_not_added(
+    run: Live, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The pools of this plane are its Karpenter's: of the same files, without our labels and tags."""
+    place = ("karpenter.sh/v1", "NodePool", None, "x86-cpu-karpenter")
+    pool = cluster.get(*place)
+    assert pool is not None and cluster.patch(pool, {"spec": {"limits": None}}) is not None
+    try:
+        facts = apply(run)
+    finally:
+        limitless = cluster.get(*place)
+        assert limitless is not None and cluster.patch(limitless, {"spec": {"limits": pool["spec"]["limits"]}})
+        storage_probe.remove(run.stage("apply_platform"))
+    differs = {(one["kind"], one["name"]): one["differs"] for one in facts["used_as_it_is"]}
+    assert differs["NodePool", "x86-cpu-karpenter"] == ["spec.limits"]
+    assert differs["NodePool", "g5-gpu-karpenter"] == []
+    assert differs["EC2NodeClass", "g5-gpu-karpenter"] == ["spec.tags"]
+    assert "EC2NodeClass/g5-gpu-karpenter differs from what we would apply, in spec.tags" in caplog.text
+    assert "limits" not in limitless["spec"]
+    node_class = cluster.get("karpenter.k8s.aws/v1", "EC2NodeClass", None, "g5-gpu-karpenter")
+    assert node_class is not None and "tags" not in node_class["spec"]

@@ -91,9 +91,9 @@ def test_the_order_of_a_teardown(dags: dict) -> None:
     """Each before what it needs to disappear: services before caches, node pools before Karpenter, all of the cluster
     before what it stands on."""
     wanted = [
-        "validate", "approve_finalizers", "delete_services", "wait_services_gone", "delete_caches", "wait_caches_gone",
-        "delete_namespaces", "delete_node_pools", "wait_nodes_gone", "delete_node_classes", "uninstall_addons",
-        "wait_network_free", "uninstall_karpenter", "plan_destroy", "approve_destroy", "terraform_destroy",
+        "validate", "plan_destroy", "approve_destroy", "approve_finalizers", "delete_services", "wait_services_gone",
+        "delete_caches", "wait_caches_gone", "delete_namespaces", "delete_node_pools", "wait_nodes_gone",
+        "delete_node_classes", "uninstall_addons", "wait_network_free", "uninstall_karpenter", "terraform_destroy",
         "verify_gone", "conclude",
     ]  # fmt: skip
     dag = dags["nim_teardown"]
@@ -101,7 +101,11 @@ def test_the_order_of_a_teardown(dags: dict) -> None:
         assert after in dag.get_task(task).downstream_task_ids
     assert dag.get_task("free_network").upstream_task_ids == {"wait_nodes_gone"}
     assert dag.get_task("free_network").downstream_task_ids == {"uninstall_addons"}
-    assert dag.get_task("delete_storage_class").downstream_task_ids == {"plan_destroy"}
+    assert dag.get_task("delete_storage_class").downstream_task_ids == {"terraform_destroy"}
+    # What is skipped for its scope skips no deletion in the cluster; a no skips the first of them, also when cleared.
+    assert "delete_services" in dag.get_task("approve_destroy").downstream_task_ids
+    for task in ("approve_finalizers", "delete_services"):
+        assert dag.get_task(task).trigger_rule == "none_failed"
     assert [task.task_id for task in dag.leaves] == ["conclude"]
 
 

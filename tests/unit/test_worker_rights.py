@@ -118,6 +118,9 @@ def _populate(of) -> None:  # type: ignore[no-untyped-def]
     of("sqs").create_queue(QueueName="rights-karpenter")
     of("events").put_rule(Name="rights-spot", EventPattern='{"source": ["aws.ec2"]}')
     of("logs").create_log_group(logGroupName="/aws/eks/rights/cluster")
+    of("secretsmanager").create_secret(Name="rights/grafana", SecretString="not one")
+    of("s3").create_bucket(Bucket="rights", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
+    of("s3").put_bucket_tagging(Bucket="rights", Tagging={"TagSet": tag})
     key = of("kms").create_key()["KeyMetadata"]["KeyId"]
     of("kms").create_alias(AliasName="alias/eks/rights", TargetKeyId=key)
 

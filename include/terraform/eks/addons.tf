@@ -13,11 +13,16 @@ locals {
     amazon-cloudwatch-observability = { service_account = "cloudwatch-agent", role = "cloudwatch", policy = "CloudWatchAgentServerPolicy" }
   } : name => identity if contains(keys(local.addons), name) }
 
-  # What an add-on is configured with unless `addons` says otherwise. Volumes of claims get our tags; access points
-  # cannot: the EFS driver's policy of AWS allows no tag but its own.
-  addon_defaults = {
-    aws-ebs-csi-driver = jsonencode({ controller = { extraVolumeTags = local.tags } })
-  }
+  # Volumes of claims get our tags, whatever else `addons` has the driver configured with. Access points cannot: the EFS
+  # driver's policy of AWS allows no tag but its own.
+  ebs_given      = try(jsondecode(local.addons["aws-ebs-csi-driver"].configuration_values), {})
+  ebs_controller = try(local.ebs_given.controller, {})
+  ebs_tags       = merge(try(local.ebs_controller.extraVolumeTags, {}), local.tags)
+
+  addon_configuration = merge(
+    { for name, settings in local.addons : name => settings.configuration_values },
+    { aws-ebs-csi-driver = jsonencode(merge(local.ebs_given, { controller = merge(local.ebs_controller, { extraVolumeTags = local.ebs_tags }) })) },
+  )
 }
 
 # EKS's default for the cluster's version, asked for in each plan: an add-on without a version of yours follows the
@@ -39,7 +44,7 @@ resource "aws_eks_addon" "before_nodes" {
   cluster_name         = aws_eks_cluster.this.name
   addon_name           = each.key
   addon_version        = local.addon_versions[each.key]
-  configuration_values = each.value.configuration_values
+  configuration_values = local.addon_configuration[each.key]
 
   resolve_conflicts_on_create = "OVERWRITE"
   resolve_conflicts_on_update = "PRESERVE"
@@ -61,7 +66,7 @@ resource "aws_eks_addon" "after_nodes" {
   cluster_name         = aws_eks_cluster.this.name
   addon_name           = each.key
   addon_version        = local.addon_versions[each.key]
-  configuration_values = each.value.configuration_values != null ? each.value.configuration_values : lookup(local.addon_defaults, each.key, null)
+  configuration_values = local.addon_configuration[each.key]
 
   resolve_conflicts_on_create = "OVERWRITE"
   resolve_conflicts_on_update = "PRESERVE"

@@ -18,6 +18,18 @@ from nim_rollouts.core.manifests import GENERATION, MANAGER
 Object = dict[str, Any]
 OPERATOR_MANAGERS = ("manager",)
 """Field managers whose fields we may take: the NIM Operator re-writes specs with their defaults as `manager`."""
+CRD_MANAGERS = (
+    *OPERATOR_MANAGERS,
+    "helm",
+    "crd-apply-tool",
+    "kubectl",
+    "kubectl-client-side-apply",
+    "kubectl-create",
+    "kubectl-replace",
+)
+"""The same of CRDs: whoever else brings a chart's. Helm's first install; the Job of NVIDIA's charts that upgrades them
+(`crd-apply-tool`, which names no manager and is known by its program); people who apply, create or replace a chart's
+files. Who edits or patches one means something else than the chart, and is told."""
 
 _WRITE_ATTEMPTS = 8
 _CONFLICT = re.compile(r'conflict with "([^"]+)"')

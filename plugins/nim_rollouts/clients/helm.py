@@ -15,6 +15,8 @@ Decisions:
 * A release left `pending` by a Helm that was killed blocks every later one. If its labels say that it was ours, its
   newest revision's Secret is removed, and the release goes on from the one before. The environment's claim excludes
   another run's Helm, and an earlier try's has ended with its task; somebody else's pending release is left alone.
+* A release that somebody else has installed is left alone: taken over in silence, it would go with the next teardown as
+  if it were ours. `adopt` of the add-on takes it over, and from then on it is ours.
 * Values that come from terraform's outputs are data in a file of mode 0600 that lives as long as the call.
 """
 
@@ -30,41 +32,21 @@ from typing import Any, NoReturn
 
 import yaml
 
-from nim_rollouts.clients import helm_charts
+from nim_rollouts.clients import helm_charts, helm_revisions
 from nim_rollouts.clients.addon_files import values_of
-from nim_rollouts.clients.cluster import Cluster
+from nim_rollouts.clients.cluster import CRD_MANAGERS, Cluster
 from nim_rollouts.clients.helm_charts import Chart
 from nim_rollouts.clients.helm_process import BINARY_VARIABLE as BINARY_VARIABLE
 from nim_rollouts.clients.helm_process import HelmEnded, HelmProcess, write_private
 from nim_rollouts.clients.helm_process import find_binary as find_binary
+from nim_rollouts.clients.helm_revisions import HelmStatus as HelmStatus
 from nim_rollouts.clients.include import Include
 from nim_rollouts.clients.resources import Ref
 from nim_rollouts.core import chartvalues
 from nim_rollouts.core.addons import ADDON_LABEL, Addon, overlay
-from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, NimRolloutsError
+from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, NeedsHumanError, NimRolloutsError
 
 log = logging.getLogger(__name__)
-
-CHART_LABEL, VALUES_LABEL, SOURCE_LABEL = "nim-rollouts/chart", "nim-rollouts/values", "nim-rollouts/source"
-CRD_MANAGERS = ("helm", "manager", "kubectl")
-_LABEL_DIGITS = 40  # a label's value ends at 63 characters, a whole digest at 64
-_GOOD = ("deployed", "superseded")
-
-
-@dataclass(frozen=True)
-class HelmStatus:
-    """One revision of a release. Digests (of the chart, 40 hex digits): None when it was not ours."""
-
-    revision: int
-    status: str
-    chart_digest: str | None
-    values_digest: str | None
-    source: str | None = None
-
-    @property
-    def content(self) -> tuple[str | None, str | None]:
-        """What tells it from another revision."""
-        return self.chart_digest, self.values_digest
 
 
 @dataclass(frozen=True)
@@ -94,29 +76,49 @@ class Helm:
 
     def history(self, addon: Addon) -> list[HelmStatus]:
         """The revisions that are kept, oldest first."""
-        secrets = self.cluster.list("v1", "Secret", addon.namespace, label_selector=f"owner=helm,name={addon.name}")
-        revisions = [_revision(secret["metadata"]["labels"]) for secret in secrets]
-        return sorted(revisions, key=lambda one: one.revision)
+        return helm_revisions.history(self.cluster, addon.namespace, addon.name)
+
+    def own(self, addon: Addon) -> HelmStatus | None:
+        """The newest revision of a release that is ours, or that the add-on adopts; None when there is none.
+
+        :raises NeedsHumanError: somebody else has installed it
+        """
+        known = self.history(addon)
+        if known and not helm_revisions.are_ours(known):
+            found = f"release {addon.name} in {addon.namespace} was installed by somebody else"
+            if not addon.adopt:
+                raise NeedsHumanError(
+                    f"{found}, and is left alone",
+                    hint="Uninstall it, give the add-on another name, or say adopt: true on it in the environment's "
+                    "file: then it is upgraded, and goes with a teardown",
+                    reason="release-foreign",
+                    layer="helm",
+                )
+            log.warning("%s: it is taken over, since the add-on says so (adopt)", found)
+        return known[-1] if known else None
 
     def upgrade_install(
         self, addon: Addon, *, outputs: Mapping[str, Any] | None = None, wait_s: float | None = None
     ) -> HelmResult:
-        """Install or upgrade, unless the release is deployed with this chart and these values already. What fails
-        half-way is taken back.
+        """Install or upgrade, unless the release is deployed with this chart and these values already, and all that it
+        must bring is there. What fails half-way is taken back.
 
         :param outputs: terraform's, for the add-on's `values_from`
         :param wait_s: how long to wait for the objects to be ready; None: the add-on's own `wait_s`, or not at all
+        :raises NeedsHumanError: see `own`
         :raises HelmFailed: the chart or the values are refused, or what was applied failed; it says what became of it
         :raises HelmUnavailable: cluster or repository do not answer, or somebody else's operation is in progress
         """
         values, extra = self._values(addon), overlay(addon, outputs or {})
         values_digest = _values_digest(values, extra)
-        before = self.status(addon)
-        if addon.digest and _is(before, addon.digest, values_digest):
-            return HelmResult(False, before.revision, before.status, addon.digest, addon.version)  # type: ignore[union-attr]
+        before = self.own(addon)
+        missing = self._missing(addon) if before else []
+        pinned = None if addon.is_local else addon.digest  # a folder is at hand: it is looked at
+        if before and pinned and not missing and helm_revisions.holds(before, pinned, values_digest):
+            return HelmResult(False, before.revision, before.status, pinned, addon.version)
         with tempfile.TemporaryDirectory(prefix="nim-rollouts-chart-") as work:
             chart = helm_charts.fetch(self.process, addon, self.include, Path(work), self.timeout_s)
-            if before and _is(before, chart.digest, values_digest):
+            if before and not missing and helm_revisions.holds(before, chart.digest, values_digest):
                 return HelmResult(False, before.revision, before.status, chart.digest, chart.version)
             _refuse_changed(addon, before, chart)
             for problem in chartvalues.unknown(chartvalues.merged(values, extra), helm_charts.defaults(chart.path)):
@@ -124,7 +126,7 @@ class Helm:
             before = self._make_free(addon, before)
             for definition in self._crds(addon, chart):
                 self.cluster.apply(_labelled(definition, addon), force_managers=CRD_MANAGERS)
-            labels = {CHART_LABEL: _short(chart.digest), VALUES_LABEL: values_digest, SOURCE_LABEL: _source(addon)}
+            labels = helm_revisions.labels(addon, chart.digest, values_digest, self.cluster.access.name)
             arguments = ["upgrade", "--install", addon.name, str(chart.path), "--create-namespace", "--skip-crds"]
             arguments += ["--labels", ",".join(f"{key}={value}" for key, value in labels.items())]
             arguments += ["--description", f"chart {chart.digest}", "--history-max", "5", "--server-side", "true"]
@@ -141,13 +143,14 @@ class Helm:
     def rollback(self, addon: Addon, *, to: int | None = None, wait_s: float | None = None) -> HelmStatus:
         """Make a new revision of what an earlier one was.
 
-        :param to: its number; None: the newest good one that holds something else than the present one
+        :param to: its number; None: see `helm_revisions.earlier`
         :returns: the new revision
+        :raises NeedsHumanError: see `own`
         :raises HelmFailed: there is no such revision, or the objects are refused
         """
-        self._make_free(addon, self.status(addon))
+        self._make_free(addon, self.own(addon))
         known = self.history(addon)
-        wanted = _earlier(known, to)
+        wanted = helm_revisions.earlier(known, to)
         if wanted is None:
             raise HelmFailed(
                 f"release {addon.name} has no {'earlier good revision' if to is None else f'good revision {to}'} "
@@ -160,10 +163,13 @@ class Helm:
         """Remove the release and wait until its objects are gone; False when it was not installed, or when none of its
         revisions is ours: then somebody else's release has the name, and stays. CRDs stay."""
         known = self.history(addon)
-        if not any(one.chart_digest for one in known):
+        if not helm_revisions.are_ours(known):
             if known:
                 log.warning("release %s in %s is somebody else's: it stays", addon.name, addon.namespace)
             return False
+        if addon.adopt:
+            log.warning("release %s in %s is uninstalled as ours: whatever it was before it was adopted goes with it",
+                        addon.name, addon.namespace)  # fmt: skip
         arguments = ["uninstall", addon.name, "--ignore-not-found", "--wait", "--timeout", f"{int(wait_s)}s"]
         try:
             self._on_cluster(addon, arguments, wait_s + self.timeout_s)
@@ -185,6 +191,20 @@ class Helm:
         documents = [one for one in yaml.safe_load_all(done.stdout) if isinstance(one, dict)]
         return [one for one in documents if one.get("kind") == "CustomResourceDefinition"]
 
+    def _missing(self, addon: Addon) -> list[Ref]:
+        """What the release must bring, and somebody has taken away: Helm's own Secret knows nothing of that, but its
+        upgrade makes anew what it does not find, also from the chart that is installed."""
+        wanted = [Ref("apiextensions.k8s.io/v1", "CustomResourceDefinition", name) for name in addon.requires.crds]
+        wanted += [Ref("apps/v1", "Deployment", name, addon.namespace) for name in addon.requires.deployments]
+        missing = [one for one in wanted if self._is_gone(one)]
+        if missing:
+            log.warning("add-on %s is installed, but lacks %s", addon.name, ", ".join(map(str, missing)))
+        return missing
+
+    def _is_gone(self, ref: Ref) -> bool:
+        live = self.cluster.get(ref.api_version, ref.kind, ref.namespace, ref.name)
+        return live is None or "deletionTimestamp" in live["metadata"]
+
     # What fails
 
     def _take_back(self, addon: Addon, before: HelmStatus | None, ended: HelmEnded) -> NoReturn:
@@ -196,7 +216,7 @@ class Helm:
         failed = known[-1] if known else None
         if not known or failed is None or (before is not None and failed.revision <= before.revision):
             raise ended.as_error() from ended  # nothing was begun, or nobody can tell
-        good = next((one for one in reversed(known[:-1]) if one.status in _GOOD), None)
+        good = helm_revisions.good(known[:-1])
         told = f"add-on {addon.name}: revision {failed.revision} failed ({ended.why}): {ended.text}"
         try:
             if good is not None:
@@ -291,34 +311,11 @@ def _labelled(definition: Mapping[str, Any], addon: Addon) -> dict[str, Any]:
     return {**definition, "metadata": {**metadata, "labels": labels}}
 
 
-def _revision(labels: Mapping[str, str]) -> HelmStatus:
-    return HelmStatus(
-        int(labels["version"]),
-        str(labels["status"]),
-        labels.get(CHART_LABEL),
-        labels.get(VALUES_LABEL),
-        labels.get(SOURCE_LABEL),
-    )
-
-
-def _earlier(known: Sequence[HelmStatus], to: int | None) -> HelmStatus | None:
-    good = [one for one in known if one.status in _GOOD]
-    if to is not None:
-        return next((one for one in good if one.revision == to), None)
-    return next((one for one in reversed(good) if one.content != known[-1].content), None)
-
-
-def _is(newest: HelmStatus | None, chart_digest: str, values_digest: str) -> bool:
-    if newest is None or newest.status != "deployed":
-        return False
-    return newest.content == (_short(chart_digest), values_digest)
-
-
 def _refuse_changed(addon: Addon, newest: HelmStatus | None, chart: Chart) -> None:
     """A published version that holds something else than when it was installed is told, never installed in silence."""
-    if newest is None or addon.is_local or addon.digest or newest.source != _source(addon):
+    if newest is None or addon.is_local or addon.digest or newest.source != helm_revisions.source(addon):
         return
-    if newest.chart_digest not in (None, _short(chart.digest)):
+    if newest.chart_digest not in (None, helm_revisions.short(chart.digest)):
         raise HelmFailed(
             f"the chart of add-on {addon.name} has changed under the same version {addon.version}: installed is "
             f"sha256:{newest.chart_digest}..., the repository has {chart.digest}",
@@ -327,15 +324,7 @@ def _refuse_changed(addon: Addon, newest: HelmStatus | None, chart: Chart) -> No
         )
 
 
-def _source(addon: Addon) -> str:
-    return helm_charts.framed([f"{addon.repository or ''} {addon.chart} {addon.version}".encode()])[:_LABEL_DIGITS]
-
-
-def _short(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:_LABEL_DIGITS]
-
-
 def _values_digest(*values: Mapping[str, Any]) -> str:
     """Of what the values say; neither comments nor order count."""
     texts = [json.dumps(one, sort_keys=True, default=str).encode() for one in values]
-    return helm_charts.framed(texts)[:_LABEL_DIGITS]
+    return helm_revisions.short(helm_charts.framed(texts))

@@ -54,7 +54,7 @@ def fetch(process: HelmProcess, addon: Addon, include: Include, work: Path, time
     a folder that of its files with their names.
 
     :param work: a folder to put a fetched chart in
-    :raises HelmFailed: it does not exist, or is another than the environment's `digest` says
+    :raises HelmFailed: it does not exist, or is another than the environment's `digest` or, of a folder, `version` says
     :raises HelmUnavailable: registry or repository do not answer
     """
     chart = _local(addon, include) if addon.is_local else _pulled(process, addon, work, timeout_s)
@@ -70,7 +70,14 @@ def fetch(process: HelmProcess, addon: Addon, include: Include, work: Path, time
 
 def _local(addon: Addon, include: Include) -> Chart:
     path = folder_of(addon, include)
-    return Chart(path, f"sha256:{_digest_of(path)}", str(_yaml((path / "Chart.yaml").read_bytes()).get("version", "")))
+    version = str(_yaml((path / "Chart.yaml").read_bytes()).get("version", ""))
+    if addon.version not in (None, version):
+        raise HelmFailed(
+            f"the add-on {addon.name} asks for version {addon.version}, but the chart in {addon.chart} is {version}",
+            hint="Correct version in the environment's file, or put that version of the chart into the folder",
+            reason="chart-version-differs",
+        )
+    return Chart(path, f"sha256:{_digest_of(path)}", version)
 
 
 def _pulled(process: HelmProcess, addon: Addon, work: Path, timeout_s: float) -> Chart:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import yaml
 
 from nim_rollouts.clients import helm_charts
-from nim_rollouts.clients.cluster import Cluster, Object
+from nim_rollouts.clients.cluster import CRD_MANAGERS, Cluster, Object
 from nim_rollouts.clients.helm_process import HelmEnded, HelmProcess
 from nim_rollouts.clients.rest import ApiRefusal, meaning
 from nim_rollouts.core import chartvalues
@@ -91,7 +91,7 @@ def _accepted(cluster: Cluster, crds: list[Object], objects: list[Object], names
             if cluster.get(one["apiVersion"], one["kind"], None, one["metadata"]["name"]) is None:
                 made.append(cluster.apply(one).obj)
             elif one is not space:
-                cluster.apply(one, dry_run=True, force_managers=("helm", "manager", "kubectl"))
+                cluster.apply(one, dry_run=True, force_managers=CRD_MANAGERS)
         served = _Served(cluster, {one["spec"]["group"] for one in crds})
         for obj in objects:
             _ask(cluster, served, obj, namespace, findings)

@@ -4,6 +4,7 @@ left: it has to let go of their finalizers. No chart is fetched for it: the CRDs
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from nim_rollouts.clients.cluster import Cluster, Object
@@ -78,27 +79,43 @@ def refuse_in_use(cluster: Cluster, addon: Addon, found: list[Object]) -> None:
     if left:
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         raise LeftoversFound(
-            f"the operator stays, it is still needed by {', '.join(left[:_SHOWN])}{more}",
-            hint="Delete them while the operator runs (it has to let go of its finalizers), then clear this task",
+            f"the operator of add-on {addon.name} is still needed by {', '.join(left[:_SHOWN])}{more}",
+            hint="Delete them while it runs, for it has to let go of their finalizers (where it is gone already, "
+            "install the add-on again), then clear this task",
         )
 
 
-def remove(cluster: Cluster, helm: Helm, addon: Addon, *, wait_s: float = 120) -> dict[str, Any]:
-    """In order: refused while custom resources are left; the release; the Secrets that we filled; its CRDs. What is
-    gone already is no error.
+def remove(
+    cluster: Cluster,
+    helm: Helm,
+    addon: Addon,
+    *,
+    wait_s: float = 120,
+    gone: Callable[[list[Object]], None] | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """The one order in which an add-on ends: refused while custom resources are left; the release; the Secrets that we
+    filled; its CRDs, once what went with the release has gone, for a CRD takes all that is left of its kind with it,
+    whosever it is. What is gone already is no error.
 
+    :param gone: waits until these objects are gone; None: looks every half second, at most `wait_s`
+    :param check: raises when nothing may be deleted any more; asked before each of the two steps that cannot be undone
     :returns: `uninstalled` and the `crds` that were removed
-    :raises LeftoversFound: custom resources are left; or a CRD has not gone within `wait_s`
+    :raises LeftoversFound: custom resources are left; or an object has not gone within `wait_s`
     """
+    gone = gone or (lambda objects: _wait_gone(cluster, objects, wait_s))
     found = definitions(cluster, addon)
     refuse_in_use(cluster, addon, found)
+    check()
     uninstalled = helm.uninstall(addon, wait_s=wait_s)
-    refuse_in_use(cluster, addon, found)  # one that came meanwhile would lose its kind, and with it its finalizer
     remove_secrets(cluster, addon)
     found = ours_to_remove(found, addon, uninstalled=uninstalled)
+    gone([one for one in resources(cluster, found) if goes_with(one, addon) and _is_going(one)])
+    refuse_in_use(cluster, addon, found)  # one that came meanwhile would lose its kind, and with it its finalizer
+    check()
     for one in found:
         cluster.delete(one, uid=one["metadata"]["uid"])
-    _wait_gone(cluster, [one["metadata"]["name"] for one in found], wait_s)
+    gone(found)
     return {"uninstalled": uninstalled, "crds": [one["metadata"]["name"] for one in found]}
 
 
@@ -115,12 +132,24 @@ def _text(obj: Object) -> str:
     return f"{obj['kind']}/{metadata['name']} in {metadata.get('namespace')}"
 
 
-def _wait_gone(cluster: Cluster, names: list[str], wait_s: float) -> None:
+def _wait_gone(cluster: Cluster, objects: list[Object], wait_s: float) -> None:
     deadline = time.monotonic() + wait_s
-    while left := [name for name in names if cluster.get(CRD_API, CRD, None, name) is not None]:
+    while left := [one for one in objects if _is_there(cluster, one)]:
         if time.monotonic() > deadline:
             raise LeftoversFound(
-                f"{Ref(CRD_API, CRD, left[0])} has not gone within {wait_s:.0f} s",
-                hint="Its last custom resources wait for a finalizer: see that the operator runs, clear this task",
+                f"{Ref.of(left[0])} has not gone within {wait_s:.0f} s",
+                hint="What is left of it waits for a finalizer: see that its operator runs, clear this task",
             )
         time.sleep(_LOOK_S)
+
+
+def _is_going(obj: Object) -> bool:
+    """Somebody removes it: its deletion is ordered, or the garbage collector follows its owner. What else is left of a
+    release, Helm was told to keep: nobody would ever come for it, and its CRD takes it along."""
+    return bool(obj["metadata"].get("deletionTimestamp") or obj["metadata"].get("ownerReferences"))
+
+
+def _is_there(cluster: Cluster, obj: Object) -> bool:
+    ref = Ref.of(obj)
+    live = cluster.get(ref.api_version, ref.kind, ref.namespace, ref.name)
+    return live is not None and live["metadata"]["uid"] == obj["metadata"]["uid"]

@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-# DescribeTags of Elastic Load Balancing takes so many names at a time.
-_TAGS_AT_ONCE = 20
+from nim_rollouts.clients.inventory import balancers as tagged
+from nim_rollouts.clients.inventory.aws import pages, tags_of
+
 _CLASSIC, _CONTROLLER = "kubernetes.io/cluster/{}", "elbv2.k8s.aws/cluster"
 
 
@@ -32,9 +33,8 @@ class Remain:
 
 def file_systems(efs: Any, tag: str, value: str) -> list[str]:
     """Ids of the file systems that carry the tag."""
-    wanted = {"Key": tag, "Value": value}
-    pages = efs.get_paginator("describe_file_systems").paginate()
-    return [one["FileSystemId"] for page in pages for one in page["FileSystems"] if wanted in one.get("Tags", ())]
+    found = pages(efs, "describe_file_systems", "FileSystems")
+    return [one["FileSystemId"] for one in found if tags_of(one).get(tag) == value]
 
 
 def access_points(efs: Any, on: Collection[str], known: Collection[str] = ()) -> list[Remain]:
@@ -62,31 +62,21 @@ def instances(ec2: Any, cluster: str) -> list[Remain]:
         {"Name": "tag-key", "Values": ["karpenter.sh/nodepool"]},
         {"Name": "instance-state-name", "Values": ["pending", "running", "shutting-down", "stopping", "stopped"]},
     ]
-    pages = ec2.get_paginator("describe_instances").paginate(Filters=filters)
     found = []
-    for one in (one for page in pages for group in page["Reservations"] for one in group["Instances"]):
+    reservations = pages(ec2, "describe_instances", "Reservations", Filters=filters)
+    for one in (one for group in reservations for one in group["Instances"]):
         state = one["State"]["Name"]
-        detail = f"{one.get('InstanceType')}, node pool {_tags(one).get('karpenter.sh/nodepool')}, {state}"
+        detail = f"{one.get('InstanceType')}, node pool {tags_of(one).get('karpenter.sh/nodepool')}, {state}"
         found.append(Remain("instance", one["InstanceId"], detail, going=state == "shutting-down"))
     return found
 
 
 def balancers(elbv2: Any, elb: Any, cluster: str) -> list[Remain]:
     """Load balancers that a controller made for this cluster: by the tags of either of the two that there are."""
-    found = []
-    for page in elbv2.get_paginator("describe_load_balancers").paginate():
-        names = {one["LoadBalancerArn"]: one for one in page["LoadBalancers"]}
-        for arns in _chunks(sorted(names)):
-            for one in elbv2.describe_tags(ResourceArns=arns)["TagDescriptions"]:
-                if _is_of(cluster, _tags(one)):
-                    it = names[one["ResourceArn"]]
-                    found.append(Remain("load balancer", it["LoadBalancerName"], f"{it.get('Type')}, {_for(one)}"))
-    for page in elb.get_paginator("describe_load_balancers").paginate():
-        for arns in _chunks([one["LoadBalancerName"] for one in page["LoadBalancerDescriptions"]]):
-            for one in elb.describe_tags(LoadBalancerNames=arns)["TagDescriptions"]:
-                if _is_of(cluster, _tags(one)):
-                    found.append(Remain("load balancer", one["LoadBalancerName"], f"classic, {_for(one)}"))
-    return found
+    found = [(one["LoadBalancerName"], one.get("Type"), tags) for one, tags in tagged.newer(elbv2)]
+    found += [(one["LoadBalancerName"], "classic", tags) for one, tags in tagged.classic(elb)]
+    ours = [one for one in found if _is_of(cluster, one[2])]
+    return [Remain("load balancer", name, f"{kind}, {_for(tags)}") for name, kind, tags in ours]
 
 
 def balancer_interfaces(ec2: Any, vpcs: Collection[str]) -> list[Remain]:
@@ -94,25 +84,22 @@ def balancer_interfaces(ec2: Any, vpcs: Collection[str]) -> list[Remain]:
     if not vpcs:
         return []
     filters = [{"Name": "vpc-id", "Values": sorted(vpcs)}]
-    pages = ec2.get_paginator("describe_network_interfaces").paginate(Filters=filters)
     return [
         Remain("network interface", one["NetworkInterfaceId"], str(one["Description"]), going=True)
-        for page in pages
-        for one in page["NetworkInterfaces"]
+        for one in pages(ec2, "describe_network_interfaces", "NetworkInterfaces", Filters=filters)
         if str(one.get("Description") or "").startswith("ELB ")
     ]
 
 
 def vpcs(ec2: Any, tag: str, value: str) -> list[str]:
     """Ids of the VPCs that carry the tag."""
-    pages = ec2.get_paginator("describe_vpcs").paginate(Filters=[{"Name": f"tag:{tag}", "Values": [value]}])
-    return [one["VpcId"] for page in pages for one in page["Vpcs"]]
+    filters = [{"Name": f"tag:{tag}", "Values": [value]}]
+    return [one["VpcId"] for one in pages(ec2, "describe_vpcs", "Vpcs", Filters=filters)]
 
 
 def _points_of(efs: Any, file_system: str) -> Iterator[dict[str, Any]]:
     try:
-        for page in efs.get_paginator("describe_access_points").paginate(FileSystemId=file_system):
-            yield from page["AccessPoints"]
+        yield from pages(efs, "describe_access_points", "AccessPoints", FileSystemId=file_system)
     except efs.exceptions.FileSystemNotFound:
         return
 
@@ -121,17 +108,7 @@ def _is_of(cluster: str, tags: dict[str, str]) -> bool:
     return tags.get(_CONTROLLER) == cluster or tags.get(_CLASSIC.format(cluster)) == "owned"
 
 
-def _for(described: dict[str, Any]) -> str:
+def _for(tags: dict[str, str]) -> str:
     """Which object asked for it: both controllers write it down."""
-    tags = _tags(described)
     names = ("kubernetes.io/service-name", "service.k8s.aws/stack", "ingress.k8s.aws/stack")
     return f"of {next((tags[name] for name in names if name in tags), 'nobody named')}"
-
-
-def _tags(described: dict[str, Any]) -> dict[str, str]:
-    return {tag["Key"]: tag.get("Value", "") for tag in described.get("Tags") or ()}
-
-
-def _chunks(names: list[str]) -> Iterator[list[str]]:
-    for begin in range(0, len(names), _TAGS_AT_ONCE):
-        yield names[begin : begin + _TAGS_AT_ONCE]

@@ -204,10 +204,14 @@ class Terraform(TerraformRunner):
         shown = json.loads(self._text("output", ["output", "-json"]) or "{}")
         return {name: item["value"] for name, item in shown.items() if not item.get("sensitive")}
 
-    def state_list(self) -> list[str]:
-        """Addresses of the managed resources in the state; empty when there is none."""
+    def state_list(self, identifier: str = "") -> list[str]:
+        """Addresses of the managed resources in the state; empty when there is none.
+
+        :param identifier: of AWS: only of what has it
+        """
+        only = [f"-id={identifier}"] if identifier else []
         try:
-            addresses = self._text("state-list", ["state", "list"]).split("\n")
+            addresses = self._text("state-list", ["state", "list", *only]).split("\n")
         except TerraformFailed as error:
             if "No state file was found" in error.message:
                 return []

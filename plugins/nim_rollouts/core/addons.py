@@ -55,7 +55,8 @@ class AddonSecret(Strict):
 class Addon(Strict):
     """One Helm release. `chart` is a path relative to the repository's root, an oci:// address, or a chart's name
     together with `repository`; `values` is a file of include/; `values_from` sets values (dotted paths) to outputs of
-    terraform; `digest` pins the chart's content; `wait_s` lets Helm wait for readiness, and take back what is not."""
+    terraform; `digest` pins the chart's content; `wait_s` lets Helm wait for readiness, and take back what is not;
+    `adopt` takes over a release of that name that somebody else has installed."""
 
     name: LabelName
     namespace: LabelName
@@ -68,6 +69,7 @@ class Addon(Strict):
     secrets: list[AddonSecret] = Field(default_factory=list)
     when: When = Field(default_factory=When)
     wait_s: int | None = Field(default=None, ge=1, le=3600)
+    adopt: bool = False
     requires: Requires = Field(default_factory=Requires)
 
     @property

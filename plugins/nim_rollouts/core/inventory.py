@@ -47,6 +47,7 @@ class Scope:
             "ingress.k8s.aws/cluster": self.cluster,
             "cluster.k8s.amazonaws.com/name": self.cluster,
             "karpenter.k8s.aws/cluster": self.cluster,
+            "ebs.csi.aws.com/cluster-name": self.cluster,
             "KubernetesCluster": self.cluster,
         }
 
@@ -56,17 +57,24 @@ class Scope:
         c = self.cluster
         roles = ("cluster", "node", "system-node", "ebs-csi", "efs-csi", "cloudwatch", "karpenter")
         rules = ("health", "spot", "rebalance", "state", "capacity")
-        logs = ("application", "dataplane", "host", "performance")
         return {
             "EKS cluster": frozenset([c]),
             "launch template": frozenset([f"{c}-system"]),
             "IAM role": frozenset(f"{c}-{one}" for one in roles),
             "SQS queue": frozenset([f"{c}-karpenter"]),
             "EventBridge rule": frozenset(f"{c}-{one}" for one in rules),
-            "log group": frozenset([f"/aws/eks/{c}/cluster", *(f"/aws/containerinsights/{c}/{one}" for one in logs)]),
             "secret": frozenset([f"{c}/grafana"]),
             "KMS alias": frozenset([f"alias/{c}", f"alias/eks/{c}"]),
         }
+
+    def prefixes(self) -> dict[str, tuple[str, ...]]:
+        """Kind -> what names begin with that nothing but this cluster has: agents in it choose how they go on."""
+        return {"log group": (f"/aws/eks/{self.cluster}/", f"/aws/containerinsights/{self.cluster}/")}
+
+    def has_name(self, thing: Thing) -> bool:
+        """True when the thing is called what only this environment's are."""
+        known, beginnings = self.names().get(thing.kind, ()), self.prefixes().get(thing.kind, ())
+        return any(called in known or called.startswith(beginnings) for called in (thing.name, thing.id))
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ def ref(kind: str, identifier: str) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is left."""
+    """One thing that is left. `going`: AWS is deleting it, or all that holds it (see `going` below)."""
 
     kind: str
     id: str
@@ -187,7 +195,7 @@ class Inventory:
 def judge(things: Iterable[Thing], unseen: Iterable[Unseen], looked_at: Iterable[str], scope: Scope) -> Inventory:
     """The things that are the environment's, with whose they are and what holds them."""
     seen = {thing.ref: thing for thing in things}
-    held = held_by(seen.values())
+    held, leaving = held_by(seen.values()), going(seen.values())
     ours = {name: by for name, thing in seen.items() if (by := found_by(thing, scope))}
     findings = [
         Finding(
@@ -198,7 +206,7 @@ def judge(things: Iterable[Thing], unseen: Iterable[Unseen], looked_at: Iterable
             owner=owner(thing),
             held_by=held[name],
             state=thing.state,
-            going=thing.going,
+            going=name in leaving,
         )
         for name, by in ours.items()
         for thing in [seen[name]]
@@ -224,7 +232,7 @@ def found_by(thing: Thing, scope: Scope) -> tuple[str, ...]:
     reasons = [*thing.by]
     if thing.tags.get(ENVIRONMENT_TAG, scope.environment) == scope.environment:
         reasons += [f"tag {key}" for key, value in scope.marks.items() if thing.tags.get(key) == value]
-        if {thing.name, thing.id} & scope.names().get(thing.kind, frozenset()):
+        if scope.has_name(thing):
             reasons.append("name")
     if thing.vpc is not None and thing.vpc in scope.vpcs:
         reasons.append(f"vpc {thing.vpc}")
@@ -233,17 +241,32 @@ def found_by(thing: Thing, scope: Scope) -> tuple[str, ...]:
 
 def held_by(things: Iterable[Thing]) -> dict[str, tuple[str, ...]]:
     """For each thing what holds it; a holder is followed by what it belongs to itself."""
-    things = list(things)
-    direct: dict[str, list[str]] = {thing.ref: list(thing.held_by) for thing in things}
-    for thing in things:
-        for what in thing.holds:
-            direct.setdefault(what, []).append(thing.ref)
+    direct = _direct(things)
 
     def told(holder: str) -> str:
         above = [one for one in direct.get(holder, ()) if one != holder]
         return f"{holder} of {above[0]}" if above else holder
 
     return {name: tuple(dict.fromkeys(told(one) for one in holders)) for name, holders in direct.items()}
+
+
+def going(things: Iterable[Thing]) -> frozenset[str]:
+    """References of what AWS is deleting, and of what such things alone hold: whether that stays, or goes with its
+    holder as an instance's disk does, shows only once the holder is gone. Things that hold each other are not."""
+    things = list(things)
+    direct, leaving = _direct(things), {thing.ref for thing in things if thing.going}
+    while more := {name for name, by in direct.items() if by and leaving.issuperset(by)} - leaving:
+        leaving |= more
+    return frozenset(leaving)
+
+
+def _direct(things: Iterable[Thing]) -> dict[str, list[str]]:
+    things = list(things)
+    direct: dict[str, list[str]] = {thing.ref: list(thing.held_by) for thing in things}
+    for thing in things:
+        for what in thing.holds:
+            direct.setdefault(what, []).append(thing.ref)
+    return direct
 
 
 def holders(things: Iterable[Thing], identifiers: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -2,7 +2,8 @@
 
 Pure: from NodePool objects (as in the cluster, or as in include/manifests/node-pools) and the shapes of
 `core.instances`. Only what Karpenter decides before it asks EC2 is judged: template labels, taints, requirements,
-sizes, limits. Requirements on what no shape tells (zones, generations of hypervisors) are taken as met.
+sizes, limits. Requirements on what no shape tells (zones, generations of hypervisors) are taken as met, and a pool that
+may start types of which no shape is known here is no refusal: it is noted.
 """
 
 from __future__ import annotations
@@ -15,15 +16,36 @@ from fractions import Fraction
 from typing import Any
 
 from nim_rollouts.core.errors import GpuFit
-from nim_rollouts.core.instances import GIB, GPU, INSTANCES, Instance, fits
+from nim_rollouts.core.instances import (
+    FAMILIES,
+    GIB,
+    GPU,
+    INSTANCES,
+    Instance,
+    could_hold,
+    cpus_of_size,
+    fits,
+    may_have_gpus,
+)
 from nim_rollouts.core.quantity import parse_quantity
+from nim_rollouts.core.requirements import (
+    CATEGORY,
+    FAMILY,
+    SIZE,
+    TYPE,
+    by_name,
+    holds,
+    listed,
+    met,
+    strange,
+    type_labels,
+)
 
 NodePool = Mapping[str, Any]
 Amounts = dict[str, Fraction]
 
 CAPACITY_TYPE = "karpenter.sh/capacity-type"
 ON_DEMAND, SPOT = "on-demand", "spot"
-_AWS = "karpenter.k8s.aws/instance-"
 # Labels that a node gets, from the cloud or from what runs on it, and that no file says beforehand.
 _FROM_ELSEWHERE = re.compile(
     r"topology\.kubernetes\.io/|topology\.k8s\.aws/|kubernetes\.io/hostname|karpenter\.k8s\.aws/"
@@ -65,32 +87,55 @@ class Option:
     tight: str = ""
 
 
-def options(need: Need, pools: Iterable[NodePool], *, standing: bool = False) -> list[Option]:
-    """What the pools can start for the need, the fewest vCPUs first.
+@dataclass(frozen=True)
+class Fit:
+    """What the pools can start for a need.
+
+    :param options: the fewest vCPUs first; none where only types may do of which nothing is known here
+    :param notes: what was taken as met without being known, a sentence each
+    """
+
+    options: Sequence[Option]
+    notes: Sequence[str] = ()
+
+
+def fit(need: Need, pools: Iterable[NodePool], *, standing: bool = False) -> Fit:
+    """What the pools can start for the need.
 
     :param standing: an earlier revision runs, whose nodes may be used again: what they take of a limit is not held
         against the need
-    :raises GpuFit: none can; says of each pool why
+    :raises GpuFit: none can, for certain; says of each pool why
     """
     found: list[Option] = []
     refused: list[str] = []
+    unknown: list[str] = []
+    notes: list[str] = []
     for pool in pools:
         try:
             found += _of_pool(need, pool, standing)
+            notes += [f"{_name(pool)}: {one}, not known here and taken as met" for one in strange(_requirements(pool))]
         except _Refused as why:
+            others = _others(need, pool) if why.by_type else []
+            if others:
+                unknown.append(f"{_name(pool)} may start {', '.join(others)}, of which nothing is known here")
             refused.append(f"{_name(pool)}: {why}")
-    if not found:
+    if not found and not unknown:
         asked = ", ".join(f"{name}={value}" for name, value in need.resources.items()) or "nothing in particular"
         raise GpuFit(
             f"no node pool can start a node for {need.what} ({asked}): {'. '.join(refused) or 'there is no node pool'}",
             hint=f"Correct node_selector, tolerations or resources of {need.what}, or the pools that the environment "
             "names in node_pools",
         )
-    return sorted(found, key=lambda one: (one.nodes * one.instance.cpus, one.instance.name, one.pool))
+    ordered = sorted(found, key=lambda one: (one.nodes * one.instance.cpus, one.instance.name, one.pool))
+    return Fit(ordered, notes if found else unknown)
 
 
 class _Refused(Exception):
-    """The pool starts nothing for the need; the text says why."""
+    """The pool starts nothing for the need; the text says why. `by_type`: none of the types that are known would do."""
+
+    def __init__(self, why: str, *, by_type: bool = False) -> None:
+        super().__init__(why)
+        self.by_type = by_type
 
 
 def _of_pool(need: Need, pool: NodePool, standing: bool) -> list[Option]:
@@ -98,7 +143,7 @@ def _of_pool(need: Need, pool: NodePool, standing: bool) -> list[Option]:
     spec = template.get("spec") or {}
     labels = dict((template.get("metadata") or {}).get("labels") or {})
     labels["karpenter.sh/nodepool"] = _name(pool)
-    requirements = list(spec.get("requirements") or ())
+    requirements = _requirements(pool)
     for taint in [*(spec.get("taints") or ())]:
         if not _tolerated(taint, need.tolerations):
             value = f"={taint['value']}" if taint.get("value") else ""
@@ -106,16 +151,16 @@ def _of_pool(need: Need, pool: NodePool, standing: bool) -> list[Option]:
     _selectable(need, labels, requirements)
     types = [one for one in INSTANCES.values() if _allowed(one, labels, requirements, need.node_selector)]
     if not types:
-        raise _Refused("its requirements and the node_selector leave no instance type that is known here")
+        raise _Refused("its requirements and the node_selector leave no instance type that is known here", by_type=True)
     try:
         good = fits(dict(need.resources), [one.name for one in types], need.gpu_products, where=need.what)
     except GpuFit as error:
-        raise _Refused(f"too small: {error.message.partition('): ')[2]}") from None
+        raise _Refused(f"too small: {error.message.partition('): ')[2]}", by_type=True) from None
     limits, used = (
         _amounts((pool.get("spec") or {}).get("limits")),
         _amounts((pool.get("status") or {}).get("resources")),
     )
-    capacity_types = tuple(one for one in (ON_DEMAND, SPOT) if _met(CAPACITY_TYPE, one, requirements))
+    capacity_types = tuple(one for one in (ON_DEMAND, SPOT) if met(CAPACITY_TYPE, one, requirements))
     capacity_types = tuple(one for one in capacity_types if need.node_selector.get(CAPACITY_TYPE, one) == one)
     if not capacity_types:
         raise _Refused(f"its requirement on {CAPACITY_TYPE} leaves neither {ON_DEMAND} nor {SPOT}")
@@ -130,8 +175,36 @@ def _of_pool(need: Need, pool: NodePool, standing: bool) -> list[Option]:
             continue
         found.append(Option(_name(pool), instance, nodes, capacity_types, short))
     if not found:
-        raise _Refused(over)
+        asked = {name: parse_quantity(value) * need.replicas for name, value in need.resources.items()}
+        raise _Refused(over, by_type=not _beyond(asked, limits, {}))
     return found
+
+
+def _others(need: Need, pool: NodePool) -> list[str]:
+    """Types or families that the pool may start for the need, for all that their names say, and that are not known
+    here. A pool that names neither may start any."""
+    requirements = _requirements(pool)
+    wanted = {name: parse_quantity(value) for name, value in need.resources.items()}
+    if not _a_size_would_do(requirements, wanted):
+        return []
+    for key, known in ((TYPE, INSTANCES), (FAMILY, FAMILIES)):
+        named = listed(key, requirements) if key not in need.node_selector else [need.node_selector[key]]
+        if named is not None:
+            return [one for one in named if one not in known and by_name(one, requirements) and could_hold(one, wanted)]
+    categories = listed(CATEGORY, requirements)
+    if categories is not None and wanted.get(GPU):
+        categories = [one for one in categories if may_have_gpus(f"{one}0")]
+    return ["other families"] if categories is None or categories else []
+
+
+def _requirements(pool: NodePool) -> list[Mapping[str, Any]]:
+    return list((((pool.get("spec") or {}).get("template") or {}).get("spec") or {}).get("requirements") or ())
+
+
+def _a_size_would_do(requirements: Sequence[Mapping[str, Any]], wanted: Amounts) -> bool:
+    sizes = listed(SIZE, requirements)
+    cpus = [cpus_of_size(one) for one in sizes or ()]
+    return sizes is None or any(one is None or one >= wanted.get("cpu", 0) for one in cpus)
 
 
 def _selectable(need: Need, labels: Mapping[str, str], requirements: Sequence[Mapping[str, Any]]) -> None:
@@ -142,7 +215,7 @@ def _selectable(need: Need, labels: Mapping[str, str], requirements: Sequence[Ma
             if labels[key] != value:
                 raise _Refused(f"its nodes have {key}={labels[key]}, asked for is {key}={value}")
         elif key in required:
-            if not _met(key, value, requirements):
+            if not met(key, value, requirements):
                 raise _Refused(f"its requirement on {key} excludes {value}")
         elif not _is_known(key):
             raise _Refused(f"its nodes have no label {key} (asked for is {key}={value})")
@@ -150,7 +223,7 @@ def _selectable(need: Need, labels: Mapping[str, str], requirements: Sequence[Ma
 
 def _is_known(key: str) -> bool:
     return bool(
-        key in _type_labels(next(iter(INSTANCES.values()))) or key == CAPACITY_TYPE or _FROM_ELSEWHERE.match(key)
+        key in type_labels(next(iter(INSTANCES.values()))) or key == CAPACITY_TYPE or _FROM_ELSEWHERE.match(key)
     )
 
 
@@ -161,56 +234,9 @@ def _allowed(
     selector: Mapping[str, str],
 ) -> bool:
     """Whether requirements and selector let the pool start this type."""
-    own = _type_labels(one)
+    own = type_labels(one)
     wanted = all(own.get(key, value) == value for key, value in selector.items() if key in own)
-    return wanted and all(_holds(own[str(each["key"])], each) for each in requirements if str(each.get("key")) in own)
-
-
-def _type_labels(one: Instance) -> dict[str, str | None]:
-    """The labels that Karpenter gives to nodes of a type; None for one that such nodes lack."""
-    family, _, size = one.name.partition(".")
-    parts = re.match(r"([a-z]+)(\d*)", family)
-    gpus = bool(one.gpus)
-    return {
-        "node.kubernetes.io/instance-type": one.name,
-        "kubernetes.io/arch": "amd64",
-        "kubernetes.io/os": "linux",
-        f"{_AWS}family": family,
-        f"{_AWS}size": size,
-        f"{_AWS}category": parts.group(1) if parts else family,
-        f"{_AWS}generation": parts.group(2) if parts else "",
-        f"{_AWS}cpu": str(one.cpus),
-        f"{_AWS}memory": str(int(one.memory_gib * 1024)),
-        f"{_AWS}gpu-count": str(one.gpus) if gpus else None,
-        f"{_AWS}gpu-name": (one.gpu_product or "").lower() if gpus else None,
-        f"{_AWS}gpu-manufacturer": "nvidia" if gpus else None,
-        f"{_AWS}gpu-memory": str(one.gpu_memory_gib * 1024) if gpus else None,
-    }
-
-
-def _met(key: str, value: str, requirements: Sequence[Mapping[str, Any]]) -> bool:
-    return all(_holds(value, one) for one in requirements if one.get("key") == key)
-
-
-def _holds(value: str | None, requirement: Mapping[str, Any]) -> bool:
-    """One requirement on a value; None: the label is missing."""
-    operator = requirement.get("operator")
-    values = [str(one) for one in requirement.get("values") or ()]
-    if operator == "In":
-        return value is not None and value in values
-    if operator == "NotIn":
-        return value is None or value not in values
-    if operator == "Exists":
-        return value is not None
-    if operator == "DoesNotExist":
-        return value is None
-    if operator in ("Gt", "Lt") and value is not None and values:
-        try:
-            there, bound = int(value), int(values[0])
-        except ValueError:
-            return False
-        return there > bound if operator == "Gt" else there < bound
-    return False
+    return wanted and all(holds(own[str(each["key"])], each) for each in requirements if str(each.get("key")) in own)
 
 
 def _tolerated(taint: Mapping[str, Any], tolerations: Sequence[Mapping[str, Any]]) -> bool:

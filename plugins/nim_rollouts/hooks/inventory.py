@@ -17,10 +17,14 @@ from nim_rollouts.core.errors import AccessDenied, InventoryUnknown, LeftoversFo
 from nim_rollouts.core.inventory import Answer, Inventory, Scope, in_the_way, shortened
 
 if TYPE_CHECKING:
+    from nim_rollouts.clients.inventory.aws import ClientOf
     from nim_rollouts.clients.store import Store
 
 #: In terraform's and AWS's messages.
 _IDENTIFIER = re.compile(r"\b(?:vpc|subnet|sg|igw|rtb|eni|eipalloc|nat|vpce)-[0-9a-f]{8,17}\b")
+
+#: An address of a VPC, in any module; not that of the account's default VPC, which no destroy takes away.
+_IS_VPC = re.compile(r"(?:^|\.)aws_vpc\.[\w-]+(?:\[.*\])?$")
 
 
 def take(environment: Environment, store: Store, say: Callable[[str], None] = lambda _: None) -> Inventory:
@@ -28,7 +32,7 @@ def take(environment: Environment, store: Store, say: Callable[[str], None] = la
     from nim_rollouts.clients.inventory import look
 
     scope = Scope(environment.name, environment.cluster.name, frozenset(networks(environment, store)))
-    return look.take(_clients(environment), scope, say)
+    return look.take(clients(environment), scope, say)
 
 
 def require_empty(inventory: Inventory) -> None:
@@ -52,7 +56,7 @@ def _error(inventory: Inventory) -> NimRolloutsError:
     if left and all(one.going for one in left) and not inventory.denied:
         going = shortened((f"{one.kind} {one.id}" for one in left), 10)
         return InventoryUnknown(
-            f"AWS is still deleting {going}{besides}",
+            f"AWS is still deleting these, or what holds them: {going}{besides}",
             reason="leftovers-going",
             retry_after_s=60,
             hint="It is looked at again",
@@ -65,14 +69,22 @@ def _error(inventory: Inventory) -> NimRolloutsError:
             hint="Nothing of this is deleted for you: remove first what holds, then what is held, and clear this task",
         )
     unknown = f"AWS does not tell whether anything is left: {shortened((one.text() for one in blind), 10)}"
-    if inventory.denied:
+    return untold(unknown, denied=inventory.denied)
+
+
+def untold(message: str, *, denied: bool) -> NimRolloutsError:
+    """The error of whoever could not look.
+
+    :param denied: a right is missing, which the message names: looking again does not help
+    """
+    if denied:
         return AccessDenied(
-            unknown,
+            message,
             layer="teardown",
             reason="inventory-denied",
             hint="Grant the worker's role what is named (docs/worker-rights.json has it all), and clear this task",
         )
-    return InventoryUnknown(unknown, hint="It is looked at again; if that does not help, clear this task later")
+    return InventoryUnknown(message, hint="It is looked at again; if that does not help, clear this task later")
 
 
 def strangers(environment: Environment, store: Store) -> list[str]:
@@ -80,7 +92,7 @@ def strangers(environment: Environment, store: Store) -> list[str]:
     from nim_rollouts.clients.inventory import look
 
     scope = Scope(environment.name, environment.cluster.name, frozenset(networks(environment, store)))
-    return [one.text() for one in in_the_way(look.network(_clients(environment), scope).leftovers)]
+    return [one.text() for one in in_the_way(look.network(clients(environment), scope).leftovers)]
 
 
 def holders(environment: Environment, store: Store | None, identifiers: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -93,7 +105,7 @@ def holders(environment: Environment, store: Store | None, identifiers: Iterable
     wanted = set(identifiers)
     vpcs = {one for one in wanted if one.startswith("vpc-")} | set(networks(environment, store) if store else ())
     scope = Scope(environment.name, environment.cluster.name, frozenset(vpcs))
-    return look.held(_clients(environment), scope, wanted)
+    return look.held(clients(environment), scope, wanted)
 
 
 def naming_holders(environment: Environment, store: Store | None, error: NimRolloutsError) -> NimRolloutsError:
@@ -118,11 +130,17 @@ def naming_holders(environment: Environment, store: Store | None, error: NimRoll
 # --- the environment's networks -------------------------------------------------------------------------------------
 
 
-def remember_networks(environment: Environment, store: Store, outputs: dict[str, Any]) -> None:
-    """Write down the network of these outputs of terraform. Without one nothing changes."""
+def remember_networks(
+    environment: Environment, store: Store, outputs: dict[str, Any], addresses: Callable[[str], Iterable[str]]
+) -> None:
+    """Write down the network of these outputs of terraform, if terraform has made it. One that it only reads is not the
+    environment's alone: it stays, with what others have in it.
+
+    :param addresses: identifier -> what terraform's state has under it; asked of a network once, until it is known
+    """
     vpc = outputs.get("vpc_id")
     known = networks(environment, store)
-    if vpc and vpc not in known:
+    if vpc and vpc not in known and any(_IS_VPC.search(one) for one in addresses(vpc)):
         store.put(_key(environment), json.dumps({"vpcs": sorted({*known, vpc})}).encode())
 
 
@@ -141,20 +159,20 @@ def _key(environment: Environment) -> str:
     return f"networks/{environment.name}.json"
 
 
-def _clients(environment: Environment) -> Callable[[str], Any]:
+def clients(environment: Environment) -> ClientOf:
+    """Clients through the environment's connection, made when they are asked for."""
     from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
     from botocore.config import Config
 
     # The connection's own settings (a proxy, for one) stay; a service that does not answer must not take hours.
     ours = Config(connect_timeout=10, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 5})
-
-    # One session for all: each new one reads botocore's tables again, half of what an inventory would take.
     hook = AwsBaseHook(aws_conn_id=environment.aws_conn_id, client_type="ec2", region_name=environment.region)
-    session, config = hook.get_session(), hook.config.merge(ours)
+    # One for all: each new one reads botocore's tables again, half of what an inventory would take.
+    session = cache(hook.get_session)
 
     @cache
     def client_of(service: str) -> Any:
-        endpoint = hook.conn_config.get_service_endpoint_url(service_name=service)
-        return session.client(service, endpoint_url=endpoint, config=config, verify=hook.verify)
+        endpoint, config = hook.conn_config.get_service_endpoint_url(service_name=service), hook.config.merge(ours)
+        return session().client(service, endpoint_url=endpoint, config=config, verify=hook.verify)
 
     return client_of

@@ -24,7 +24,8 @@ def shown(ti_id: Any, subject: str, body: str, options: Sequence[str], **more: A
 
 
 def look(ti_id: str) -> dict[str, Any]:
-    """The answer to the task's question so far, from a triggerer (a worker may not ask for it)."""
+    """The answer to the task's question so far, from a triggerer (a worker may not ask for it). `exists`: whether
+    Airflow has a question of the task at all."""
     import uuid
 
     from airflow.sdk.exceptions import AirflowRuntimeError
@@ -34,13 +35,14 @@ def look(ti_id: str) -> dict[str, Any]:
         found = get_hitl_detail_content_detail(uuid.UUID(ti_id))
     except AirflowRuntimeError as error:
         if (getattr(error.error, "detail", None) or {}).get("status_code") == _NOT_FOUND:
-            return {"received": False}
+            return {"received": False, "exists": False}
         raise
     if not found.response_received:
-        return {"received": False}
+        return {"received": False, "exists": True}
     user = found.responded_by_user
     return {
         "received": True,
+        "exists": True,
         "chosen_options": list(found.chosen_options or ()),
         "responded_at": found.responded_at.isoformat() if found.responded_at else None,
         "responded_by_user": {"id": user.id, "name": user.name} if user else None,

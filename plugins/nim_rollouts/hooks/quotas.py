@@ -55,6 +55,7 @@ def running(environment: Environment) -> list[Running] | str:
             SPOT if one.get("InstanceLifecycle") == "spot" else ON_DEMAND,
             vcpus[one["InstanceType"]],
             _is_ours(environment, one),
+            one["InstanceId"],
         )
         for one in found
     ]

@@ -7,11 +7,14 @@ from enum import StrEnum
 from typing import Any
 
 from nim_rollouts.clients import remains
+from nim_rollouts.clients.inventory.aws import ClientOf, service_of, unseen
 from nim_rollouts.clients.remains import Remain
-from nim_rollouts.core.errors import InventoryUnknown
 from nim_rollouts.core.inventory import ENVIRONMENT_TAG
 from nim_rollouts.core.teardown import Scope
+from nim_rollouts.hooks import inventory
 from nim_rollouts.hooks.session import Session
+
+Removed = Sequence[Mapping[str, Any]]
 
 
 class Cloud(StrEnum):
@@ -27,22 +30,23 @@ class Cloud(StrEnum):
         return _REMEDIES[self]
 
 
-def look(session: Session, cloud: Cloud, removed: Sequence[Mapping[str, Any]]) -> list[Remain]:
+def look(session: Session, cloud: Cloud, removed: Removed) -> list[Remain]:
     """What is still there; empty when nothing is.
 
     :param removed: what the deleting stage had named
+    :raises AccessDenied: a right is missing
     :raises InventoryUnknown: AWS does not tell, and unknown is not empty
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
-    region = session.environment.region
+    services, see = _LOOKS[cloud]
+    client_of = inventory.clients(session.environment)
     try:
-        return _LOOKS[cloud](session, removed)
+        return see(session, client_of, removed)
     except (BotoCoreError, ClientError) as error:
-        raise InventoryUnknown(
-            f"AWS does not tell about {cloud} in {region}: {error}",
-            hint="Grant the worker's role the reading call, or wait for AWS, and clear this task",
-        ) from error
+        blind = unseen(str(cloud), service_of(client_of, services, error), error)
+        message = f"AWS does not tell about {blind.text()} (region {session.environment.region})"
+        raise inventory.untold(message, denied=blind.action is not None) from error
 
 
 def _scope(session: Session) -> Scope:
@@ -50,46 +54,40 @@ def _scope(session: Session) -> Scope:
     return Scope((session.ledger.read("validate", "result") or {}).get("scope", Scope.DEPLOYMENT))
 
 
-def _access_points(session: Session, removed: Sequence[Mapping[str, Any]]) -> list[Remain]:
-    """Of one deployment those of its volumes; of more, all on the environment's file systems."""
+def _access_points(session: Session, client_of: ClientOf, removed: Removed) -> list[Remain]:
+    """Those of the volumes that were named; where the file systems go, all that are on them. What others have on one
+    that stays is nobody's business here."""
     known = [str(one["handle"]) for one in removed if one.get("handle")]
-    whole = _scope(session) is not Scope.DEPLOYMENT
+    whole = _scope(session) is Scope.EVERYTHING
     if not known and not whole:
         return []
-    efs = _client(session, "efs")
+    efs = client_of("efs")
     on = remains.file_systems(efs, ENVIRONMENT_TAG, session.environment.name) if whole else []
     return remains.access_points(efs, on, known)
 
 
-def _instances(session: Session, removed: Sequence[Mapping[str, Any]]) -> list[Remain]:
+def _instances(session: Session, client_of: ClientOf, removed: Removed) -> list[Remain]:
     if _scope(session) is Scope.DEPLOYMENT:
         return []
-    return remains.instances(_client(session, "ec2"), session.environment.cluster.name)
+    return remains.instances(client_of("ec2"), session.environment.cluster.name)
 
 
-def _balancers(session: Session, removed: Sequence[Mapping[str, Any]]) -> list[Remain]:
+def _balancers(session: Session, client_of: ClientOf, removed: Removed) -> list[Remain]:
     """Nothing where the network stays: those of others stay with it."""
     if _scope(session) is not Scope.EVERYTHING:
         return []
-    ec2 = _client(session, "ec2")
+    ec2 = client_of("ec2")
     ours = remains.vpcs(ec2, ENVIRONMENT_TAG, session.environment.name)
-    found = remains.balancers(_client(session, "elbv2"), _client(session, "elb"), session.environment.cluster.name)
+    found = remains.balancers(client_of("elbv2"), client_of("elb"), session.environment.cluster.name)
     return [*found, *remains.balancer_interfaces(ec2, ours)]
 
 
-def _client(session: Session, service: str) -> Any:
-    from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
-
-    environment = session.environment
-    return AwsBaseHook(
-        aws_conn_id=environment.aws_conn_id, client_type=service, region_name=environment.region
-    ).get_conn()
-
-
-_LOOKS: dict[Cloud, Callable[[Session, Sequence[Mapping[str, Any]]], list[Remain]]] = {
-    Cloud.ACCESS_POINTS: _access_points,
-    Cloud.INSTANCES: _instances,
-    Cloud.BALANCERS: _balancers,
+#: The services that are asked, and who asks them.
+_LOOKS: dict[Cloud, tuple[tuple[str, ...], Callable[[Session, ClientOf, Removed], list[Remain]]]] = {
+    Cloud.ACCESS_POINTS: (("efs",), _access_points),
+    Cloud.INSTANCES: (("ec2",), _instances),
+    # DescribeTags is a call of EC2's too, but not one that is made.
+    Cloud.BALANCERS: (("elbv2", "elb", "ec2"), _balancers),
 }
 _REMEDIES = {
     Cloud.ACCESS_POINTS: "See in the log of the EFS CSI controller why it does not delete them, or delete them in EFS",

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 # Parsed in 0.1 s; the parse budget of tests/unit/test_dags.py holds with it.
 from airflow.providers.standard.operators.hitl import ApprovalOperator  # noqa: TID253
 from airflow.sdk import TriggerRule
+from airflow.sdk.exceptions import TaskAwaitingInput
 
 from nim_rollouts.core.approval import APPROVED, NONE, REJECTED, Asking, Question, plan_question
 from nim_rollouts.core.errors import NeedsHumanError, PermanentError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from nim_rollouts.core.cost import Estimate
 
 QUESTION = "question"
+#: Kind of the record that says that people see this very question.
+SHOWN = "shown"
 # Longer than the 8 seconds in which a deferral can be lost to Airflow's own race.
 LOOK_AFTER_S = 10
 
@@ -110,9 +113,13 @@ class AskOperator(StageOperator, ApprovalOperator):
         return _facts(self._keep(stage, question, answer, by=by, at=at))
 
     def _after_look(self, stage: Stage, event: dict[str, Any]) -> Facts:
-        if event["received"]:
+        # Whoever answers during the look wakes the task with Airflow's own event, which has no `received`.
+        if event.get("received", "chosen_options" in event):
             return self._answered(stage, event)
         question = self.question(stage)
+        if event.get("exists", True) and self._asked(stage, question, SHOWN):
+            # To put it again would wipe an answer that has come since the look.
+            self._wait_for_answer(stage, question)
         self._ask(stage, question)
         raise AssertionError("asking ends the worker's part of the task")
 
@@ -123,17 +130,13 @@ class AskOperator(StageOperator, ApprovalOperator):
         self.defer(trigger=AnswerTrigger(ti_id=ti_id, after_s=LOOK_AFTER_S), method_name="looked")
 
     def _ask(self, stage: Stage, question: Question) -> None:
-        """Put the question and wait. Of a question that an earlier try has put the time goes on."""
+        """Put the question and wait."""
         from nim_rollouts.hooks import questions
 
         policies = stage.session.environment.policies
-        earlier, moment = self._asked(stage, question), now()
-        timeout = timedelta(seconds=policies.approval_timeout_s)
-        until = datetime.fromisoformat(earlier["until"]) if earlier else moment + timeout
-        # Airflow itself ends the wait; a question whose time is over is put for a moment, so that it is closed there.
-        self.response_timeout = max(until - moment, timedelta(seconds=1))
-        self.subject, self.body = question.subject, question.body
-        self.assigned_users = [{"id": user, "name": user} for user in policies.approvers] or None
+        moment = now()
+        until = self._until(stage, question, moment)
+        assigned = [{"id": user, "name": user} for user in policies.approvers]
         stage.session.ledger.record(
             stage.name,
             stage.try_number,
@@ -143,7 +146,7 @@ class AskOperator(StageOperator, ApprovalOperator):
         )  # fmt: skip
         ti = stage.context["ti"]
         seen = questions.shown(ti.id, question.subject, question.body, self.options, defaults=self.defaults,
-                               assigned_users=self.assigned_users or [])  # fmt: skip
+                               assigned_users=assigned)  # fmt: skip
         if seen != (question.subject, question.body):
             raise NeedsHumanError(
                 "Airflow would show an older question of this task in place of the new one, "
@@ -152,15 +155,36 @@ class AskOperator(StageOperator, ApprovalOperator):
                 reason="question-stale",
                 hint="Trigger a new run: its question is new",
             )
+        stage.session.ledger.record(stage.name, stage.try_number, SHOWN, {"checksum": question.checksum})
+        self._wait_for_answer(stage, question)
+
+    def _wait_for_answer(self, stage: Stage, question: Question) -> NoReturn:
+        """Park the task without a worker; an answer that is there already wakes it at once."""
+        from nim_rollouts.hooks import questions
+
+        # What Airflow's listeners are told of it.
+        self.subject, self.body = question.subject, question.body
+        moment = now()
+        until = self._until(stage, question, moment)
+        ti = stage.context["ti"]
         stage.log.info("%s", question.why)
         page = questions.page(ti.dag_id, ti.run_id, ti.task_id)
         stage.log.info("waiting for an answer until %s, at %s", until.isoformat(timespec="seconds"), page)
-        ApprovalOperator.execute(self, stage.context)
+        # Airflow itself ends the wait; a question whose time is over is put for a moment, so that it is closed there.
+        # Not by the parent's `execute`, which would put the question once more, and so wipe an answer to the first.
+        raise TaskAwaitingInput(method_name="execute_complete", timeout=max(until - moment, timedelta(seconds=1)))
+
+    def _until(self, stage: Stage, question: Question, moment: datetime) -> datetime:
+        """When silence becomes a no. Of a question that an earlier try has put the time goes on."""
+        earlier = self._asked(stage, question)
+        if earlier:
+            return datetime.fromisoformat(earlier["until"])
+        return moment + timedelta(seconds=stage.session.environment.policies.approval_timeout_s)
 
     @staticmethod
-    def _asked(stage: Stage, question: Question) -> Facts | None:
+    def _asked(stage: Stage, question: Question, kind: str = QUESTION) -> Facts | None:
         """What the first try that asked just this wrote down."""
-        records = [one for one in stage.session.ledger.records() if (one.stage, one.kind) == (stage.name, QUESTION)]
+        records = [one for one in stage.session.ledger.records(stage.name) if one.kind == kind]
         found = [one for one in records if one.facts["checksum"] == question.checksum]
         return min(found, key=lambda one: one.try_number).facts if found else None
 

@@ -9,6 +9,7 @@ from nim_rollouts.core.errors import PlatformNotReady
 from nim_rollouts.operators.base import Facts, Stage, StageOperator
 
 if TYPE_CHECKING:
+    from nim_rollouts.clients.cluster import Cluster, Object
     from nim_rollouts.clients.helm import Helm
     from nim_rollouts.core.addons import Addon
 
@@ -61,8 +62,10 @@ class HelmReleaseOperator(HelmOperator):
         """Install or upgrade."""
         addon = self.find(stage)
         outputs = stage.session.facts(OUTPUTS_STAGE)["outputs"] if addon.outputs else {}
+        helm = self.helm(stage)
+        helm.own(addon)  # else the Secrets of somebody else's release would be ours already when it is refused
         secrets = self._secrets(stage, addon, outputs)
-        result = self.helm(stage).upgrade_install(addon, outputs=outputs)
+        result = helm.upgrade_install(addon, outputs=outputs)
         stage.log.info("release %s: revision %s, %s%s, chart %s", addon.name, result.revision, result.status,
                        "" if result.changed else ", unchanged", result.chart_digest)  # fmt: skip
         return {
@@ -93,7 +96,8 @@ class HelmReleaseOperator(HelmOperator):
 class HelmRollbackOperator(HelmOperator):
     """Goes back to an earlier revision. The next `HelmReleaseOperator` puts the environment's file into force again.
 
-    :param revision: its number (templated); empty: the newest good one that holds something else
+    :param revision: its number (templated); empty: the newest good one that holds something else, or what stood before
+        the newest, if that has failed
     """
 
     template_fields: Sequence[str] = (*HelmOperator.template_fields, "revision")
@@ -115,12 +119,23 @@ class HelmUninstallOperator(HelmOperator):
 
     def run(self, stage: Stage) -> Facts:
         """Uninstall; nothing to do is no error."""
-        from nim_rollouts.clients import helm_crds
+        addon = self.find(stage)
+        return {"addon": addon.name, **remove(stage, stage.session.cluster, self.helm(stage), addon)}
 
-        addon, budget = self.find(stage), stage.session.environment.budgets.delete_s
-        removed = helm_crds.remove(stage.session.cluster, self.helm(stage), addon, wait_s=budget)
-        stage.log.info("release %s %s", addon.name, "uninstalled" if removed["uninstalled"] else "was not installed")
-        return {"addon": addon.name, **removed}
+
+def remove(stage: Stage, cluster: Cluster, helm: Helm, addon: Addon) -> Facts:
+    """End an add-on within the environment's `delete_s`, while the claims hold. Facts: `uninstalled`, `crds`."""
+    from nim_rollouts.clients import helm_crds
+    from nim_rollouts.operators.model import subject_of, wait_gone
+
+    budget = stage.session.environment.budgets.delete_s
+
+    def gone(objects: list[Object]) -> None:
+        wait_gone(stage, [subject_of(one) for one in objects], budget)
+
+    removed = helm_crds.remove(cluster, helm, addon, wait_s=budget, gone=gone, check=stage.check_claims)
+    stage.log.info("release %s: %s", addon.name, "uninstalled" if removed["uninstalled"] else "none of ours is there")
+    return removed
 
 
 class HelmStatusOperator(HelmOperator):

@@ -51,28 +51,38 @@ class ApplyPlatformOperator(StageOperator):
                 )
         objects += manifests.node_pools(templates, environment, outputs)
         objects.append(manifests.namespace(session.manifest_context()))
-        objects = [one for one in objects if self._is_ours(stage, one)]
+        foreign = [one for obj in objects if (one := self._foreign(stage, obj)) is not None]
+        theirs = {(one["kind"], one["name"]) for one in foreign}
+        objects = [obj for obj in objects if (obj["kind"], obj["metadata"]["name"]) not in theirs]
         stage.intend({"objects": [f"{obj['kind']}/{obj['metadata']['name']}" for obj in objects]})
         applied = [apply_and_say(stage, obj) for obj in objects]
-        return {"file_system": file_system, "applied": applied, storage_probe.FACT: storage_probe.apply(stage)}
+        return {
+            "file_system": file_system,
+            "applied": applied,
+            "used_as_it_is": foreign,
+            storage_probe.FACT: storage_probe.apply(stage),
+        }
 
     @staticmethod
-    def _is_ours(stage: Stage, obj: dict[str, Any]) -> bool:
-        """False for an object that somebody else made: our labels on it would let a teardown delete it. Unless it is a
-        namespace, which is what its inhabitants make of it, it must say what ours would say.
+    def _foreign(stage: Stage, obj: dict[str, Any]) -> dict[str, Any] | None:
+        """What the ledger keeps of an object that somebody else made: our labels on it would let a teardown delete it.
+        None for one of ours. Unless it is a namespace, which is what its inhabitants make of it, it may not contradict
+        ours; where ours would add to it (our tags, a limit), it is used all the same, and that is told.
 
         :raises ApplyConflict, ApplyRejected: it says something else
         """
+        from nim_rollouts.core.differences import differing
         from nim_rollouts.core.manifests import MANAGED_BY, MANAGER
 
         cluster, kind, name = stage.session.cluster, obj["kind"], obj["metadata"]["name"]
         live = cluster.get(obj["apiVersion"], kind, None, name)
         if live is None or (live["metadata"].get("labels") or {}).get(MANAGED_BY) == MANAGER:
-            return True
-        if kind != "Namespace":
-            cluster.apply(obj, dry_run=True)
+            return None
+        differs = [] if kind == "Namespace" else differing(live, cluster.apply(obj, dry_run=True).obj)
         stage.log.info("%s/%s was there before us: used as it is, and left by a teardown", kind, name)
-        return False
+        if differs:
+            stage.log.warning("%s/%s differs from what we would apply, in %s", kind, name, ", ".join(differs))
+        return {"kind": kind, "name": name, "differs": differs}
 
 
 class ApplySecretsOperator(StageOperator):

@@ -6,19 +6,22 @@ itself does not exist any more. Finalizers are honoured: nothing is ever strippe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from nim_rollouts.core.errors import ClusterUnavailable, NeedsHumanError
 from nim_rollouts.core.teardown import Scope, refusals
-from nim_rollouts.operators.base import Facts, Stage, StageOperator
+from nim_rollouts.core.verdicts.objects import is_deleting
+from nim_rollouts.operators.base import RESULT, Facts, Stage, StageOperator
 from nim_rollouts.operators.decide import FAILED, ConcludeOperator, why
-from nim_rollouts.operators.finalizers import free
+from nim_rollouts.operators.finalizers import APPROVE_STAGE, free
 from nim_rollouts.operators.validate import ClaimingOperator, Problems, check_tools
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.cluster import Cluster, Object
 
 GONE = "gone"
+APPROVE_DESTROY_STAGE = "approve_destroy"
 NIM_API = "apps.nvidia.com/v1alpha1"
 _BOTH = ("deployment", "environment")
 
@@ -84,6 +87,26 @@ class ValidateTeardownOperator(ClaimingOperator):
             # Better missed now than when half of it is gone.
             check_tools(stage.session, problems)
         problems.refuse(stage.log)
+        if self.scope in (Scope.PLATFORM, Scope.EVERYTHING):
+            self._refuse_others(stage)
+
+    def _refuse_others(self, stage: Stage) -> None:
+        """What others have there would stop the steps half-way, one after the other: it is told now, all at once."""
+        from nim_rollouts.operators.teardown_others import others
+
+        try:
+            cluster = stage.session.cluster_if_any()
+        except ClusterUnavailable as unavailable:
+            if unavailable.reason != "cluster-not-active":
+                raise
+            # A killed apply's: planning waits for it, and it has nobody in it yet.
+            stage.log.info("%s: nobody is looked for in it", unavailable.message)
+            return
+        if cluster is None:
+            return
+        problems, everything = Problems(), self.scope == Scope.EVERYTHING
+        problems.found += others(cluster, stage.session.environment, marks(stage, ""), whole=everything)
+        problems.refuse(stage.log)
 
     @staticmethod
     def _claimed(stage: Stage) -> list[str]:
@@ -97,6 +120,15 @@ class DeletingOperator(StageOperator):
     """Orders deletions and names them with their uids for the wait that follows."""
 
     claim_scopes = _BOTH
+
+    def perform(self, context: Any, work: Callable[[Stage], Facts]) -> Any:
+        """As of any stage, but never after a no: Airflow skips what follows one, until somebody clears it."""
+
+        def agreed(stage: Stage) -> Facts:
+            refuse_declined(stage)
+            return work(stage)
+
+        return super().perform(context, agreed)
 
     def cluster(self, stage: Stage) -> Cluster | None:
         """None when there is no cluster any more, and so nothing to delete in it."""
@@ -122,7 +154,7 @@ class DeletingOperator(StageOperator):
         stage.intend({"removed": removed})
         generations = stage.session.facts("validate")["deployments"]
         for obj in objects:
-            if is_going(obj):
+            if is_deleting(obj):
                 continue
             metadata = obj["metadata"]
             stage.check_claims()
@@ -161,7 +193,7 @@ class DeleteServicesOperator(DeletingOperator):
             for api_version, kind in self._KINDS
             for one in cluster.list(api_version, kind, None, label_selector=selector)
         ]
-        for service in (one for one in found if one["kind"] == "Service" and not is_going(one)):
+        for service in (one for one in found if one["kind"] == "Service" and not is_deleting(one)):
             place = f"{service['metadata']['name']}.{service['metadata'].get('namespace')}"
             stage.log.warning("traffic ends here: clients of %s are refused from now on", place)
         return {"removed": self.delete(stage, cluster, found), "cluster": "present"}
@@ -180,24 +212,25 @@ class DeleteCachesOperator(DeletingOperator):
         return {"removed": self.delete(stage, cluster, caches, volumes)}
 
     def _volumes(self, stage: Stage, cluster: Cluster, caches: list[Object]) -> list[Object]:
-        """The volumes of the caches' claims, and of those that an earlier, interrupted run took away: by the
-        environment's storage class. Somebody else's volume of that class holds a teardown of the platform up, and
-        should: its data lies on the file system that would be destroyed. With one deployment alone those of another
-        whose name merely begins like its name are not concerned."""
+        """The volumes of the caches' claims, and of those that an earlier, interrupted run took away: by their claim's
+        name, which no deployment of a longer name has. Before the file system is destroyed all of the environment's
+        storage class: somebody else's holds the teardown up, and should, for its data lies there."""
         from nim_rollouts.core.names import is_claim_of
 
         claims = {
             (one["metadata"]["namespace"], (one.get("status") or {}).get("pvc") or f"{one['metadata']['name']}-pvc")
             for one in caches
         }
-        ours = stage.session.environment.storage_class
+        request = stage.session.facts("validate")
+        every, names = request["scope"] == Scope.EVERYTHING, request["deployments"]
 
         def concerned(volume: Object) -> bool:
             namespace, claim = _claim_of(volume)
             if (namespace, claim) in claims:
                 return True
-            of_class = (volume.get("spec") or {}).get("storageClassName") == ours
-            return of_class and (not self.deployment or is_claim_of(self.deployment, str(claim)))
+            if (volume.get("spec") or {}).get("storageClassName") != stage.session.environment.storage_class:
+                return False
+            return every or any(is_claim_of(name, str(claim)) for name in names)
 
         return [one for one in cluster.list("v1", "PersistentVolume") if concerned(one)]
 
@@ -225,6 +258,22 @@ class ConcludeTeardownOperator(ConcludeOperator):
         return FAILED, why(stage, states)
 
 
+def refuse_declined(stage: Stage) -> None:
+    """Nothing, if nobody has said no to this teardown.
+
+    :raises NeedsHumanError: somebody has, or did not answer in time
+    """
+    for asked in (APPROVE_DESTROY_STAGE, APPROVE_STAGE):
+        answer = stage.session.ledger.read(asked, RESULT) or {}
+        if answer.get("declined"):
+            raise NeedsHumanError(
+                f"this teardown was declined in {asked}: {answer['told']}",
+                layer="approval",
+                reason="not-approved",
+                hint="Trigger a new teardown, and have it approved",
+            )
+
+
 def marks(stage: Stage, deployment: str) -> str:
     """The label selector of what is ours: of one deployment, or of the environment when none is named."""
     from nim_rollouts.core.manifests import DEPLOYMENT_LABEL, ENVIRONMENT_LABEL, MANAGED_BY, MANAGER
@@ -233,11 +282,6 @@ def marks(stage: Stage, deployment: str) -> str:
     if deployment:
         labels[DEPLOYMENT_LABEL] = deployment
     return ",".join(f"{name}={value}" for name, value in labels.items())
-
-
-def is_going(obj: Object) -> bool:
-    """True when its deletion was ordered before."""
-    return bool(obj["metadata"].get("deletionTimestamp"))
 
 
 def named(obj: Object) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from nim_rollouts.core.errors import LeftoversFound
 from nim_rollouts.operators.base import Facts, Stage
-from nim_rollouts.operators.teardown import DeletingOperator, is_going
+from nim_rollouts.operators.teardown import DeletingOperator
+from nim_rollouts.operators.teardown_others import KARPENTER_API, refusal_of_pools, strange_pools, wanted
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.cluster import Cluster, Object
 
-KARPENTER_API = "karpenter.sh/v1"
 NODE_CLASS_API = "karpenter.k8s.aws/v1"
 #: Karpenter marks the nodes and NodeClaims that it makes with the name of their NodePool.
 NODEPOOL_LABEL = "karpenter.sh/nodepool"
@@ -30,7 +30,8 @@ class DeleteNodePoolsOperator(DeletingOperator):
         if cluster is None:
             return {"removed": []}
         pools = cluster.list(KARPENTER_API, "NodePool", label_selector=self.selector(stage))
-        self._refuse_strangers(cluster, pools)
+        if refusal := refusal_of_pools(strange_pools(cluster, wanted(self.selector(stage)))):
+            raise refusal
         # A NodeClaim has no mark of ours, but that of its pool.
         self.delete(stage, cluster, pools, launched_by_karpenter(cluster))
         # Looked at again: until its deletion a pool may have begun one more.
@@ -38,21 +39,6 @@ class DeleteNodePoolsOperator(DeletingOperator):
         names = [f"{one['kind']} {one['metadata']['name']}" for one in launched]
         stage.log.info("still to go: %s", ", ".join(names) or "nothing")
         return {"removed": self.named_all([*pools, *launched])}
-
-    @staticmethod
-    def _refuse_strangers(cluster: Cluster, ours: list[Object]) -> None:
-        """Somebody else's pool would go on launching nodes into a cluster that is being taken down."""
-        uids = {one["metadata"]["uid"] for one in ours}
-        others = [
-            f"NodePool/{one['metadata']['name']}"
-            for one in cluster.list(KARPENTER_API, "NodePool")
-            if one["metadata"]["uid"] not in uids and not is_going(one)
-        ]
-        if others:
-            raise LeftoversFound(
-                f"these node pools are not ours: {', '.join(sorted(others)[:10])}",
-                hint="Delete them, or move what runs on them and delete them then, and clear this task",
-            )
 
 
 class DeleteNodeClassesOperator(DeletingOperator):

@@ -1,4 +1,9 @@
-"""Down in order, the last part: the infrastructure, by a saved plan that was approved; and proof that it is gone."""
+"""The infrastructure's way down: planned and approved before anything at all is deleted, applied last; and the proof
+that it is gone.
+
+The steps in between do not touch terraform's state, and nobody else may while the environment's claim is held: so the
+plan that was approved is the one that is applied.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from nim_rollouts.operators.approval import ApprovePlanOperator, AskOperator
 from nim_rollouts.operators.base import Facts, Stage
 from nim_rollouts.operators.inventory import InventoryOperator
 from nim_rollouts.operators.teardown_nodes import launched_nodes
+from nim_rollouts.operators.teardown_volumes import refuse_volumes
 from nim_rollouts.operators.terraform import TerraformApplyOperator, TerraformPlanOperator
 
 if TYPE_CHECKING:
@@ -26,26 +32,19 @@ class PlanDestroyOperator(TerraformPlanOperator):
     """Plans the destruction of everything in the state, and keeps the plan. Nothing in it is no error."""
 
     def run(self, stage: Stage) -> Facts:
-        """Refused while a launched node is left: its instance would outlive the cluster. Skipped, with all that
-        follows, when the infrastructure is to stay."""
-        from airflow.sdk.exceptions import AirflowSkipException
-
-        if stage.session.facts("validate")["scope"] != Scope.EVERYTHING:
-            raise AirflowSkipException("the platform alone was to go: the infrastructure stays")
-        _refuse_nodes(stage)
+        """Skipped when the infrastructure is to stay."""
+        skip_unless_everything(stage)
         return super().run(stage)
 
     def plan(self, stage: Stage, terraform: Terraform) -> PlanSummary:
         """All of it goes."""
         from nim_rollouts.hooks import interrupted
-        from nim_rollouts.hooks.inventory import remember_networks, strangers
+        from nim_rollouts.hooks.inventory import remember_networks
 
         # What a killed apply has made and not written down is in no plan of a destruction, and would stay.
         interrupted.settle(terraform, stage.session, stage.log.info)
         # Once the state is empty, nothing else says in which network an untagged thing would lie.
-        remember_networks(stage.session.environment, stage.session.store, terraform.output())
-        for line in strangers(stage.session.environment, stage.session.store):
-            stage.log.warning("terraform cannot remove what this is in: %s", line)
+        remember_networks(stage.session.environment, stage.session.store, terraform.output(), terraform.state_list)
         return _plan(stage, terraform)
 
 
@@ -62,6 +61,7 @@ class ApproveDestroyOperator(ApprovePlanOperator):
     def question(self, stage: Stage) -> Question:
         """As of any plan; the policy decides whether it is put."""
         asked = super().question(stage)
+        asked = replace(asked, body=f"{asked.body}\n\n{_goes_first(stage)}")
         typed = stage.session.facts("validate")["confirmed"]
         if asked.policy == ALWAYS or typed != stage.session.environment.name:
             return asked
@@ -90,10 +90,15 @@ class TerraformDestroyOperator(TerraformApplyOperator):
     plan_stage = DESTROY_PLAN_STAGE
 
     def run(self, stage: Stage) -> Facts:
-        """Refused while a launched node is left. What holds a network that does not go is named."""
-        from nim_rollouts.hooks.inventory import naming_holders
+        """Skipped when the infrastructure is to stay; refused while a launched node is left: its instance would outlive
+        the cluster, as a volume would. What holds a network that does not go is named."""
+        from nim_rollouts.hooks.inventory import naming_holders, strangers
 
+        skip_unless_everything(stage)
         _refuse_nodes(stage)
+        refuse_volumes(stage)
+        for line in strangers(stage.session.environment, stage.session.store):
+            stage.log.warning("terraform cannot remove what this is in: %s", line)
         try:
             return super().run(stage)
         except NimRolloutsError as error:
@@ -123,6 +128,27 @@ class VerifyGoneOperator(InventoryOperator):
         facts = super().run(stage)
         stage.log.info("nothing is left: the state is empty, AWS has nothing of the environment")
         return {"state": "empty", "aws": "empty"} | facts
+
+
+def skip_unless_everything(stage: Stage) -> None:
+    """Nothing, if the infrastructure is to go.
+
+    :raises AirflowSkipException: it stays
+    """
+    from airflow.sdk.exceptions import AirflowSkipException
+
+    if (scope := stage.session.facts("validate")["scope"]) != Scope.EVERYTHING:
+        raise AirflowSkipException(f"the scope is {scope}: the infrastructure stays")
+
+
+def _goes_first(stage: Stage) -> str:
+    """What else a yes means. Of the run's own records alone: every try must put the question in the same words."""
+    names = ", ".join(f"`{name}`" for name in sorted(stage.session.facts("validate")["deployments"]))
+    return (
+        "### What goes before it\n\n"
+        f"Everything of ours in the cluster: services and caches of {names or 'no deployment'}, node pools with their "
+        "nodes, add-ons, load balancers. A no deletes none of it."
+    )
 
 
 def _plan(stage: Stage, terraform: Terraform) -> PlanSummary:

@@ -197,13 +197,14 @@ class TerraformOutputsOperator(TerraformStage):
         """Reads only, but for the note of which network it is: a teardown's inventory looks there."""
         from nim_rollouts.hooks.inventory import remember_networks
 
-        outputs: dict[str, Any] = self.terraform(stage).output()
+        terraform = self.terraform(stage)
+        outputs: dict[str, Any] = terraform.output()
         if command := outputs.get("configure_kubectl"):
             stage.log.info("kubectl access: %s", command)
         if not outputs:
             raise TerraformFailed("the state holds no outputs", reason="outputs-missing",
                                   hint="Clear terraform_plan and the tasks after it")  # fmt: skip
-        remember_networks(stage.session.environment, stage.session.store, outputs)
+        remember_networks(stage.session.environment, stage.session.store, outputs, terraform.state_list)
         return {"outputs": outputs}
 
 

@@ -150,6 +150,8 @@ class ValidateOperator(ClaimingOperator):
         image = problems.of(lambda: _ngc(session, deployment)) or {}
         if deployment is not None and image and not request.skip_benchmark:
             image |= problems.of(lambda: _benchmark_image(session, deployment)) or {}
+        for problem in problems.of(lambda: _node_images(session)) or ():
+            problems.add(problem)
         tools = check_tools(session, problems)
         problems.refuse(stage.log)
         assert deployment is not None
@@ -262,17 +264,28 @@ def _resolved(session: Session, request: Request) -> Deployment:
 
 
 def _gpu_fit(session: Session, deployment: Deployment) -> list[str]:
-    from nim_rollouts.core.instances import fits
+    from nim_rollouts.core.instances import INSTANCES, fits
 
-    return fits(deployment.service.resources.effective, session.environment.instance_types, deployment.profile.gpus)
+    found = fits(deployment.service.resources.effective, session.environment.instance_types, deployment.profile.gpus)
+    if strange := [name for name in found if name not in INSTANCES]:
+        log.warning("instance_types: nothing is known here of %s; the service is taken to fit", ", ".join(strange))
+    return found
 
 
 def _cache_fit(session: Session, deployment: Deployment) -> None:
-    """The download runs on the same kind of node."""
+    """The download runs on the same kind of node, unless node pools say where."""
     from nim_rollouts.core.instances import fits
 
-    if deployment.cache.resources:
+    if deployment.cache.resources and not session.environment.node_pools:
         fits(deployment.cache.asked, session.environment.instance_types, where="cache.resources")
+
+
+def _node_images(session: Session) -> list[SpecError]:
+    """GPU node pools whose images are not what node_os says."""
+    from nim_rollouts.core.node_images import differing
+    from nim_rollouts.operators import capacity
+
+    return differing(session.environment.node_os, capacity.files(session))
 
 
 def _capacity(session: Session, deployment: Deployment) -> dict[str, Any]:
@@ -280,6 +293,8 @@ def _capacity(session: Session, deployment: Deployment) -> dict[str, Any]:
     from nim_rollouts.operators import capacity
 
     found = capacity.fitting(session.environment, deployment, capacity.pools_of_files(session), standing=True)
+    for line in capacity.unjudged(found):
+        log.warning("%s", line)
     quotas = capacity.quotas(session.environment, deployment, found)
     for line in quotas["seen"]:
         log.info("quota %s: %s", quotas["outcome"], line)

@@ -20,11 +20,12 @@ from nim_rollouts.operators.base import Facts, Stage, StageOperator
 
 if TYPE_CHECKING:
     from nim_rollouts.core.checks import Check
-    from nim_rollouts.core.pools import Option
+    from nim_rollouts.core.pools import Fit
 
 # As the API server words it when nobody answers for a webhook that must be asked.
 _NO_ANSWER = re.compile(r"failed calling webhook")
 _ADMISSION = "admissionregistration.k8s.io/v1"
+_NODE_POOL = "karpenter.sh/nodepool"
 
 
 class VerifyPlatformOperator(StageOperator):
@@ -55,7 +56,7 @@ class Verification:
         self.stage, self.session = stage, stage.session
         self.checks: list[Check] = []
         self.errors: dict[str, NimRolloutsError] = {}
-        self._options: dict[str, list[Option]] = {}
+        self._fitting: dict[str, Fit] = {}
         self._more: Facts = {}
 
     def run(self) -> None:
@@ -163,16 +164,18 @@ class Verification:
                 "gpu-fit", "the environment names no node pools; validation has looked at its instance types"
             )
         pools = [one for one in self._karpenter()["NodePool"] if one["metadata"]["name"] in wanted]
-        self._options = capacity.fitting(environment, self.session.deployment, pools, standing=self._is_standing())
-        told = capacity.summary(self._options)
+        self._fitting = capacity.fitting(environment, self.session.deployment, pools, standing=self._is_standing())
+        told = capacity.summary(self._fitting)
         self._more["node_pools"] = told
-        return checks.ok("gpu-fit", "; ".join(f"{what} on {', '.join(where)}" for what, where in told.items()))
+        unknown = capacity.unjudged(self._fitting)
+        seen = [f"{what} on {', '.join(where)}" for what, where in told.items() if where]
+        return checks.Check("gpu-fit", checks.UNKNOWN if unknown else checks.OK, "; ".join(seen + unknown))
 
     def _quota(self) -> Check:
         from nim_rollouts.core.checks import Check
         from nim_rollouts.operators import capacity
 
-        found = capacity.quotas(self.session.environment, self.session.deployment, self._options)
+        found = capacity.quotas(self.session.environment, self.session.deployment, self._fitting, self._usable_again())
         self._more["quotas"] = found
         why = f" ({'; '.join(found['unknown'])})" if found["unknown"] else ""
         return Check("quota", found["outcome"], ("; ".join(found["seen"]) or "no quota counts these types") + why)
@@ -228,6 +231,14 @@ class Verification:
         from nim_rollouts.clients.resources import api_version_of
 
         return {kind: self._list(api_version_of(kind), kind) for kind in ("NodePool", "EC2NodeClass")}
+
+    def _usable_again(self) -> dict[str, bool]:
+        """Instances of Karpenter's nodes -> whether this deployment may use them again."""
+        from nim_rollouts.core.quota import usable_again
+
+        nodes = [one for one in self._list("v1", "Node") if _NODE_POOL in (one["metadata"].get("labels") or {})]
+        pods = self._list("v1", "Pod") if nodes else []
+        return usable_again(self.session.deployment.name, self.session.names.namespace, nodes, pods)
 
     def _is_standing(self) -> bool:
         """An earlier revision of the deployment runs: its nodes may be used again."""

@@ -24,6 +24,7 @@ async def until_nothing_remains(
     :param look: blocking; runs in a thread
     :param attended: False: there is no cluster any more, so nobody removes what AWS itself is not removing
     :raises InventoryUnknown: AWS does not tell, still not at the deadline
+    :raises AccessDenied: a right is missing; no waiting grants it
     """
     said, news = datetime.now(UTC) - timedelta(days=1), ""
     while True:

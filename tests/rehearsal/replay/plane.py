@@ -69,8 +69,8 @@ class Plane:
             "rehearsal.operator",
             "--kubeconfig",
             str(self.r.kubeconfig),
-            "--health-port",
-            str(port),
+            "--health-probe-bind-address",
+            f"127.0.0.1:{port}",
         ]
         ready = parts.http_ok(f"http://127.0.0.1:{port}/readyz")
         part = parts.Part("operator", argv, ("kube-apiserver",), ready, env={"OPERATOR_VERSION": VERSION})

@@ -72,7 +72,9 @@ elif args[:2] == ["state", "list"]:
     if (here / "empty").exists():
         print("No state file was found!", file=sys.stderr)
         sys.exit(1)
-    print("aws_vpc.this\ndata.aws_partition.current\nmodule.a.data.aws_partition.x\nmodule.a.aws_vpc.b")
+    has = {"vpc-2": "data.aws_vpc.theirs\nmodule.a.aws_vpc.b"}
+    all = "aws_vpc.this\ndata.aws_partition.current\nmodule.a.data.aws_partition.x\nmodule.a.aws_vpc.b"
+    print(has.get(args[2].removeprefix("-id="), "") if args[2:] else all)
 """
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -11,7 +12,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 from moto import mock_aws
 
-from nim_rollouts.clients.inventory import look
+from nim_rollouts.clients.inventory import look, rest
 from nim_rollouts.core.inventory import Answer, Finding, Inventory, Scope, in_the_way
 from rehearsal.aws import moto_gaps
 from tests.planted import ClientOf, expected, plant
@@ -142,6 +143,10 @@ def answer(code: str, operation: str) -> ClientError:
         ("ec2", "DescribeVolumes", "UnauthorizedOperation", "volume", "ec2:DescribeVolumes", "refuses"),
         ("efs", "DescribeAccessPoints", "AccessDeniedException", "EFS access point",
          "elasticfilesystem:DescribeAccessPoints", "refuses"),
+        pytest.param("secretsmanager", "DescribeSecret", "AccessDeniedException", "secret",
+                     "secretsmanager:DescribeSecret", "refuses", marks=pytest.mark.slow),
+        pytest.param("s3", "GetBucketTagging", "AccessDenied", "S3 bucket", "s3:GetBucketTagging", "refuses",
+                     marks=pytest.mark.slow),
         pytest.param("elbv2", "DescribeTags", "AccessDenied", "load balancer",
                      "elasticloadbalancing:DescribeTags", "refuses", marks=pytest.mark.slow),
         pytest.param("iam", "ListRoleTags", "Throttling", "IAM role", None, "throttles iam:ListRoleTags",
@@ -184,6 +189,91 @@ def test_empty_only_where_all_was_seen(account: tuple[ClientOf, dict[str, str]])
     assert inventory.answer is Answer.UNKNOWN and inventory.denied and asked == [1]
 
 
+def told_again(of: ClientOf, service: str, operation: str, answer: dict[str, Any]) -> Callable[[], None]:
+    """Makes a call answer what it answered before, as a list of AWS's that lags behind; returns what ends that."""
+    events = of(service).meta.events
+    event = f"before-call.{of(service).meta.service_model.service_id.hyphenize()}.{operation}"
+
+    def stale(**_: Any) -> tuple[Any, dict[str, Any]]:
+        return SimpleNamespace(status_code=200), answer
+
+    events.register(event, stale)
+    return lambda: events.unregister(event, stale)
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
+    """Of all looks those for these kinds."""
+    monkeypatch.setattr(look, "LOOKS", tuple(one for one in look.LOOKS if set(one.kinds) & set(kinds)))
+
+
+@pytest.mark.parametrize(("code", "answer_is"), [(None, Answer.EMPTY), ("AccessDeniedException", Answer.UNKNOWN)])
+def test_a_secret_that_the_list_still_shows_is_asked_for_itself(
+    account: tuple[ClientOf, dict[str, str]], monkeypatch: pytest.MonkeyPatch, code: str | None, answer_is: Answer
+) -> None:
+    """It was deleted for good, and the list is minutes behind. Where it may not be asked for, it may be there."""
+    of, _ = account
+    only(monkeypatch, rest.SECRET)
+    scope, secrets = Scope("late", "late"), of("secretsmanager")
+    secrets.create_secret(Name="late/grafana", SecretString="not one")
+    restore = told_again(of, "secretsmanager", "ListSecrets", secrets.list_secrets())
+    allow = fails(of, "secretsmanager", "DescribeSecret", answer(code, "DescribeSecret"))[0] if code else lambda: None
+    secrets.delete_secret(SecretId="late/grafana", ForceDeleteWithoutRecovery=True)
+    try:
+        inventory = look.take(of, scope)
+    finally:
+        allow()
+        restore()
+    assert (inventory.answer, inventory.leftovers) == (answer_is, ())
+    assert [one.action for one in inventory.unseen] == ["secretsmanager:DescribeSecret"] * bool(code)
+
+
+def test_a_secret_that_is_there_is_found_as_it_is_now(
+    account: tuple[ClientOf, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list shows it untagged, as it was before it became another environment's; only what may count is asked."""
+    of, _ = account
+    only(monkeypatch, rest.SECRET)
+    secrets = of("secretsmanager")
+    for name in ("here/grafana", "here/other"):
+        secrets.create_secret(Name=name, SecretString="not one")
+    scope, listed = Scope("here", "here"), secrets.list_secrets()
+    restore, asked = fails(of, "secretsmanager", "DescribeSecret", answer("AccessDeniedException", "DescribeSecret"))
+    try:
+        assert look.take(of, scope).answer is Answer.UNKNOWN and asked == [1]
+    finally:
+        restore()
+    assert set(by_ref(look.take(of, scope))) == {"secret here/grafana"}
+    secrets.tag_resource(SecretId="here/grafana", Tags=[{"Key": "nim-rollouts/environment", "Value": "there"}])
+    restore = told_again(of, "secretsmanager", "ListSecrets", listed)
+    try:
+        assert look.take(of, scope).answer is Answer.EMPTY
+    finally:
+        restore()
+
+
+def test_a_bucket_of_the_index_of_tags_is_asked_for_itself(
+    account: tuple[ClientOf, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of, _ = account
+    only(monkeypatch, rest.BUCKET, rest.OTHER)
+    scope, tag = Scope("index", "index"), {"Key": "nim-rollouts/environment", "Value": "index"}
+    for name in ("index-gone", "index-bare", "index-here"):
+        of("s3").create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
+    of("s3").put_bucket_tagging(Bucket="index-here", Tagging={"TagSet": [tag]})
+    of("s3").delete_bucket(Bucket="index-gone")
+    arns = [f"arn:aws:s3:::{name}" for name in ("index-gone", "index-bare", "index-here")]
+    arns += ["arn:aws:s3:us-west-2:123456789012:accesspoint/door", "arn:aws:sns:us-west-2:123456789012:bell"]
+    mapped = {"ResourceTagMappingList": [{"ResourceARN": arn, "Tags": [tag]} for arn in arns]}
+    restore = told_again(of, "resourcegroupstaggingapi", "GetResources", mapped)
+    try:
+        found = by_ref(look.take(of, scope))
+    finally:
+        restore()
+    others = {f"{rest.OTHER} {arn}" for arn in arns[3:]}
+    assert set(found) == {"S3 bucket index-here", *others}
+    assert all("AWS's index of tags alone has it" in found[one].text() for one in others)
+
+
 def test_a_service_that_does_not_answer_is_asked_once(account: tuple[ClientOf, dict[str, str]]) -> None:
     of, _ = account
     restore, asked = fails(of, "iam", "*", EndpointConnectionError(endpoint_url="https://iam"))
@@ -209,4 +299,4 @@ def test_later_pages_are_read(account: tuple[ClientOf, dict[str, str]]) -> None:
 
 
 def test_names_are_of_kinds_that_are_looked_at() -> None:
-    assert set(LAB.names()) <= {kind for one in look.LOOKS for kind in one.kinds}
+    assert {*LAB.names(), *LAB.prefixes()} <= {kind for one in look.LOOKS for kind in one.kinds}

@@ -7,6 +7,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from moto import mock_aws
 
 from nim_rollouts.clients import remains
@@ -110,3 +111,31 @@ def test_load_balancers_of_either_controller_and_their_interfaces() -> None:
     (interface,) = remains.balancer_interfaces(ec2, [vpc])
     assert (interface.id, interface.going) == (left["NetworkInterfaceId"], True)
     assert remains.balancer_interfaces(ec2, []) == []
+
+
+def test_a_balancer_of_the_account_that_goes_between_the_list_and_its_tags_hides_no_other() -> None:
+    """AWS refuses the tags of all that were asked for together; moto leaves the missing one out."""
+    ec2, elbv2 = client("ec2"), client("elbv2")
+    vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    subnets = [
+        ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.0.{n}.0/24", AvailabilityZone=f"{REGION}{zone}")["Subnet"][
+            "SubnetId"
+        ]
+        for n, zone in enumerate("ab")
+    ]
+    made = {
+        name: elbv2.create_load_balancer(
+            Name=name, Subnets=subnets, Tags=[{"Key": "elbv2.k8s.aws/cluster", "Value": CLUSTER}]
+        )["LoadBalancers"][0]["LoadBalancerArn"]
+        for name in ("first", "going", "last")
+    }
+    asked: list[int] = []
+
+    def refuse(params: dict[str, Any], **_: Any) -> None:
+        asked.append(len(params["body"]) - 2)  # besides action and version
+        if made["going"] in params["body"].values():
+            raise ClientError({"Error": {"Code": "LoadBalancerNotFound", "Message": "no"}}, "DescribeTags")
+
+    elbv2.meta.events.register("before-call.elastic-load-balancing-v2.DescribeTags", refuse)
+    found = remains.balancers(elbv2, client("elb"), CLUSTER)
+    assert [one.id for one in found] == ["first", "last"] and asked == [3, 1, 1, 1]

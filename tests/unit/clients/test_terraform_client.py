@@ -141,6 +141,8 @@ def test_state_list(setup: Setup) -> None:
     terraform = setup.terraform()
     terraform.init(BACKEND)
     assert terraform.state_list() == ["aws_vpc.this", "module.a.aws_vpc.b"]
+    assert terraform.state_list("vpc-2") == ["module.a.aws_vpc.b"], "what is only read is not managed"
+    assert terraform.state_list("vpc-3") == []
     (setup.folder / "empty").touch()
     assert terraform.state_list() == []
 

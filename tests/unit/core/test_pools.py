@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nim_rollouts.core.errors import GpuFit
-from nim_rollouts.core.pools import Need, options
+from nim_rollouts.core.instances import GPU
+from nim_rollouts.core.pools import Need, Option, fit
+from nim_rollouts.core.requirements import holds
 
+NODE_POOLS = Path(__file__).resolve().parents[3] / "include" / "manifests" / "node-pools"
 TOLERATED = ({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},)
 SERVICE = Need(
     "service",
@@ -53,6 +58,13 @@ def pool(
     }  # fmt: skip
 
 
+def options(need: Need, pools: list[dict[str, Any]], *, standing: bool = False) -> list[Option]:
+    """What can be started where all of it is known."""
+    found = fit(need, pools, standing=standing)
+    assert not found.notes
+    return list(found.options)
+
+
 def types(found: list[Any]) -> list[str]:
     return [one.instance.name for one in found]
 
@@ -73,6 +85,10 @@ def test_the_reference_deployment_fits_into_the_larger_ones_alone() -> None:
         ([requirement("karpenter.k8s.aws/instance-size", "NotIn", "12xlarge", "48xlarge")], ["g5.24xlarge"]),
         ([requirement("karpenter.k8s.aws/instance-gpu-count", "Gt", "4")], ["g5.48xlarge"]),
         ([requirement("karpenter.k8s.aws/instance-cpu", "Lt", "96")], ["g5.12xlarge"]),
+        ([requirement("karpenter.k8s.aws/instance-cpu", "Lte", "96")], ["g5.12xlarge", "g5.24xlarge"]),
+        ([requirement("karpenter.k8s.aws/instance-gpu-count", "Gte", "8")], ["g5.48xlarge"]),
+        ([requirement("karpenter.k8s.aws/instance-generation", "Gte", "5")],
+         ["g5.12xlarge", "g5.24xlarge", "g5.48xlarge"]),
         ([requirement("node.kubernetes.io/instance-type", "In", "g5.24xlarge")], ["g5.24xlarge"]),
         ([requirement("karpenter.k8s.aws/instance-gpu-name", "Exists"),
           requirement("karpenter.k8s.aws/instance-category", "In", "g"),
@@ -151,3 +167,93 @@ def test_what_an_earlier_revision_holds_may_be_used_again() -> None:
 def test_a_capacity_type_that_is_selected_leaves_the_other_out() -> None:
     chosen = Need(**{**vars(SERVICE), "node_selector": {"karpenter.sh/capacity-type": "spot"}})
     assert {one.capacity_types for one in options(chosen, [pool()])} == {("spot",)}
+
+
+FAMILY, SIZE = "karpenter.k8s.aws/instance-family", "karpenter.k8s.aws/instance-size"
+TYPE = "node.kubernetes.io/instance-type"
+DOWNLOAD = Need("cache", {"cpu": "8", "memory": "16Gi"}, {"instanceType": "x86-cpu-karpenter"})
+
+
+def cpu_pool(*requirements: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return pool("x86-cpu-karpenter", *requirements, taints=[], labels={"instanceType": "x86-cpu-karpenter"}, **more)
+
+
+def test_a_download_fits_on_nodes_without_gpus() -> None:
+    (shipped,) = [
+        one
+        for one in yaml.safe_load_all((NODE_POOLS / "x86-cpu-karpenter.yaml").read_text())
+        if one["kind"] == "NodePool"
+    ]
+    found = options(DOWNLOAD, [shipped])
+    assert types(found)[0] == "c6i.4xlarge" and "r6i.8xlarge" in types(found)
+    assert {one.partition(".")[0] for one in types(found)} == {"c6i", "m6i", "r6i"}
+    asks_gpu = Need("service", {GPU: "1"}, {"instanceType": "x86-cpu-karpenter"})
+    with pytest.raises(GpuFit, match="lacks nvidia.com/gpu"):
+        fit(asks_gpu, [shipped])
+
+
+@pytest.mark.parametrize(
+    ("need", "one", "named"),
+    [
+        (DOWNLOAD, cpu_pool(requirement(FAMILY, "In", "c8i", "m8i")), "c8i, m8i"),
+        (DOWNLOAD, cpu_pool(requirement(TYPE, "In", "c8i.2xlarge", "c8i.large")), "c8i.2xlarge"),
+        # What is known is too small, what is not may be large enough.
+        (DOWNLOAD, cpu_pool(requirement(FAMILY, "In", "c6i", "x2idn"), requirement(SIZE, "In", "2xlarge")), "x2idn"),
+        (SERVICE, pool("g5-gpu-karpenter", requirement(FAMILY, "In", "g7e")), "g7e"),
+        (SERVICE, pool("g5-gpu-karpenter", requirement("karpenter.k8s.aws/instance-category", "In", "g", "p"),
+                       requirement(SIZE, "NotIn", "12xlarge", "24xlarge", "48xlarge")), "other families"),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_is_no_refusal(need: Need, one: dict[str, Any], named: str) -> None:
+    found = fit(need, [one])
+    assert list(found.options) == []
+    assert list(found.notes) == [f"{one['metadata']['name']} may start {named}, of which nothing is known here"]
+
+
+@pytest.mark.parametrize(
+    ("need", "one"),
+    [
+        # No family of C, M or R has a GPU, no 2xlarge has 40 CPUs, and a limit is a limit.
+        (SERVICE, pool("g5-gpu-karpenter", requirement(FAMILY, "In", "c8i"))),
+        (SERVICE, pool("g5-gpu-karpenter", requirement(FAMILY, "In", "g7e"), requirement(SIZE, "In", "2xlarge"))),
+        (SERVICE, pool("g5-gpu-karpenter", requirement(TYPE, "In", "g7e.2xlarge"))),
+        (SERVICE, pool("g5-gpu-karpenter", requirement("karpenter.k8s.aws/instance-category", "In", "m", "inf"))),
+        (SERVICE, pool("g5-gpu-karpenter", requirement(SIZE, "In", "48xlarge"), limits={"cpu": "39"})),
+        (DOWNLOAD, cpu_pool(requirement(FAMILY, "In", "c8i"), requirement(FAMILY, "In", "m8i"))),
+        (Need(**{**vars(DOWNLOAD), "node_selector": {FAMILY: "c6i", SIZE: "large"}}),
+         cpu_pool(requirement(FAMILY, "In", "c6i", "c8i"))),
+    ],
+)  # fmt: skip
+def test_what_is_certain_is_refused_of_unknown_families_too(need: Need, one: dict[str, Any]) -> None:
+    with pytest.raises(GpuFit):
+        fit(need, [one])
+
+
+def test_an_operator_that_is_not_known_is_taken_as_met_and_told() -> None:
+    family = requirement(FAMILY, "In", "g5")
+    found = fit(
+        SERVICE, [pool("g5-gpu-karpenter", family, requirement("karpenter.k8s.aws/instance-cpu", "Near", "48"))]
+    )
+    assert types(list(found.options)) == ["g5.12xlarge", "g5.24xlarge", "g5.48xlarge"]
+    assert list(found.notes) == [
+        "g5-gpu-karpenter: its requirement on karpenter.k8s.aws/instance-cpu has the operator Near, "
+        "not known here and taken as met"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "how", "bound", "met"),
+    [
+        ("48", "Gte", "48", True), ("48", "Gt", "48", False), ("48", "Lte", "48", True), ("48", "Lt", "48", False),
+        ("9", "Lt", "10", True), (None, "Gte", "0", False), (None, "Lte", "0", False), ("a10g", "Gte", "1", False),
+        (None, "Exists", "", False), (None, "NotIn", "1", True), ("1", "DoesNotExist", "", False),
+    ],
+)  # fmt: skip
+def test_operators(value: str | None, how: str, bound: str, met: bool) -> None:
+    values = {"values": [bound]} if bound else {}
+    assert holds(value, {"key": "k", "operator": how, **values}) is met
+
+
+def test_a_known_type_that_fits_makes_the_others_no_matter() -> None:
+    found = fit(DOWNLOAD, [cpu_pool(requirement(FAMILY, "In", "c6i", "c8i"))])
+    assert not found.notes and found.options[0].instance.name == "c6i.4xlarge"

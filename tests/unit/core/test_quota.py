@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from nim_rollouts.core.errors import NeedsHumanError, QuotaTooSmall
-from nim_rollouts.core.quota import Candidate, Running, findings, judge, quota_of
+from nim_rollouts.core.quota import Candidate, Running, findings, judge, quota_of, usable_again
 
 G_ON_DEMAND, G_SPOT = "L-DB2E81BA", "L-3819A6DF"
 ON_DEMAND = Candidate("service", "g5.12xlarge", 1, "on-demand", 48)
@@ -18,7 +20,10 @@ SPOT = Candidate("service", "g5.12xlarge", 1, "spot", 48)
         ("g5.12xlarge", G_ON_DEMAND, G_SPOT),
         ("g6e.xlarge", G_ON_DEMAND, G_SPOT),
         ("gr6.4xlarge", G_ON_DEMAND, G_SPOT),
-        ("p5.48xlarge", "L-417A185B", "L-7212CCBC"),
+        ("p5.48xlarge", "L-417A185B", "L-C4BD4855"),
+        ("p5en.48xlarge", "L-417A185B", "L-C4BD4855"),
+        ("p4d.24xlarge", "L-417A185B", "L-7212CCBC"),
+        ("p3.2xlarge", "L-417A185B", "L-7212CCBC"),
         ("inf2.xlarge", "L-1945791B", "L-B5D1601B"),
         ("trn1.32xlarge", "L-2C3B7624", "L-6B0D517C"),
         ("m6i.2xlarge", "L-1216C47A", "L-34B43A08"),
@@ -29,6 +34,23 @@ SPOT = Candidate("service", "g5.12xlarge", 1, "spot", 48)
 def test_each_family_has_its_quotas(instance_type: str, on_demand: str, spot: str) -> None:
     codes = [quota.code for each in ("on-demand", "spot") if (quota := quota_of(instance_type, each))]
     assert codes == [on_demand, spot]
+
+
+def test_p5_on_spot_does_not_count_against_the_older_ones_quota() -> None:
+    """Two quotas on spot, one on demand, for which both count."""
+    older = Running("p4d.24xlarge", "spot", 96)
+    one = Candidate("service", "p5.48xlarge", 1, "spot", 192)
+    (met,) = findings([one], {"L-C4BD4855": 192.0, "L-7212CCBC": 96.0}, [older])
+    assert met.is_met is True and met.used == 0
+    assert "All P5 Spot Instance Requests (L-C4BD4855) is 192, 0 in use" in met.in_words
+    same = Candidate("service", "p5.48xlarge", 1, "on-demand", 192)
+    (met,) = findings([same], {"L-417A185B": 192.0}, [Running("p4d.24xlarge", "on-demand", 96)])
+    assert met.is_met is False and met.used == 96
+
+
+def test_of_a_newer_generation_the_quota_on_spot_is_not_known() -> None:
+    assert quota_of("p6-b200.48xlarge", "spot") is None
+    assert str(quota_of("p6-b200.48xlarge", "on-demand")).endswith("(L-417A185B)")
 
 
 @pytest.mark.parametrize("instance_type", ["u-6tb1.metal", "mac2.metal", "hpc7a.96xlarge"])
@@ -60,15 +82,74 @@ def test_no_room_is_refused_with_both_numbers_and_the_command() -> None:
     )
 
 
-def test_a_node_of_ours_is_not_needed_twice() -> None:
-    limits = {G_ON_DEMAND: 48.0}
-    ours = [Running("g5.12xlarge", "on-demand", 48, ours=True)]
-    assert judge(findings([ON_DEMAND], limits, ours), "us-west-2") is not None
+OURS = Running("g5.12xlarge", "on-demand", 48, ours=True, id="i-1")
+
+
+def test_a_node_of_the_standing_revision_is_not_needed_twice() -> None:
+    decided = judge(findings([ON_DEMAND], {G_ON_DEMAND: 48.0}, [OURS], {"i-1": True}), "us-west-2")
+    assert decided is not None and decided.is_met is True
     with pytest.raises(QuotaTooSmall, match="is 48, 48 in use"):
-        judge(findings([ON_DEMAND], limits, [Running("g5.12xlarge", "on-demand", 48)]), "us-west-2")
+        judge(findings([ON_DEMAND], {G_ON_DEMAND: 48.0}, [Running("g5.12xlarge", "on-demand", 48)]), "us-west-2")
     # Its quota is another's: a spot node frees nothing on demand.
+    spot = Running("g5.12xlarge", "spot", 48, ours=True, id="i-1")
     with pytest.raises(QuotaTooSmall):
-        judge(findings([ON_DEMAND], {G_ON_DEMAND: 40.0}, [Running("g5.12xlarge", "spot", 48, ours=True)]), "us-west-2")
+        judge(findings([ON_DEMAND], {G_ON_DEMAND: 40.0}, [spot], {"i-1": True}), "us-west-2")
+
+
+def test_a_node_of_another_deployment_is_not_free() -> None:
+    with pytest.raises(QuotaTooSmall, match="is 48, 48 in use"):
+        judge(findings([ON_DEMAND], {G_ON_DEMAND: 48.0}, [OURS], {"i-1": False}), "us-west-2")
+    # One smaller of its own beside it frees no more than that.
+    small = Running("g5.4xlarge", "on-demand", 16, ours=True, id="i-2")
+    again = {"i-1": False, "i-2": True}
+    with pytest.raises(QuotaTooSmall, match="is 80, 64 in use"):
+        judge(findings([ON_DEMAND], {G_ON_DEMAND: 80.0}, [OURS, small], again), "us-west-2")
+    decided = judge(findings([ON_DEMAND], {G_ON_DEMAND: 96.0}, [OURS, small], again), "us-west-2")
+    assert decided is not None and decided.is_met is True
+
+
+def test_before_the_cluster_can_be_asked_a_node_of_ours_is_neither_free_nor_taken() -> None:
+    decided = judge(findings([ON_DEMAND], {G_ON_DEMAND: 48.0}, [OURS]), "us-west-2")
+    assert decided is not None and decided.is_met is None
+    assert decided.in_words.endswith(
+        "is 48, 48 in use (enough only where nodes that run for this cluster can be used again)"
+    )
+    # With room beside it there is no question, and where it would not do there is none either.
+    roomy = judge(findings([ON_DEMAND], {G_ON_DEMAND: 96.0}, [OURS]), "us-west-2")
+    assert roomy is not None and roomy.is_met is True and roomy.in_words.endswith("is 96, 48 in use")
+    with pytest.raises(QuotaTooSmall):
+        judge(findings([ON_DEMAND], {G_ON_DEMAND: 40.0}, [OURS]), "us-west-2")
+
+
+def node(name: str) -> dict[str, Any]:
+    return {"metadata": {"name": name}, "spec": {"providerID": f"aws:///us-west-2a/i-{name}"}}
+
+
+def pod(name: str, on: str, *, space: str = "nim-service", owner: str = "ReplicaSet", phase: str = "Running") -> Any:
+    metadata = {"name": name, "namespace": space, "ownerReferences": [{"kind": owner}]}
+    return {"metadata": metadata, "spec": {"nodeName": on}, "status": {"phase": phase}}
+
+
+@pytest.mark.parametrize(
+    ("pods", "may"),
+    [
+        ([], True),
+        ([pod("llama-0a1b2c3d-6f5-x2", "a")], True),
+        ([pod("llama-0a1b2c3d-pod", "a"), pod("llama-0a1b2c3d-job-7x", "a", owner="Job")], True),
+        ([pod("other-0a1b2c3d-6f5-x2", "a")], False),
+        # A longer name is another deployment's, and another namespace is another's.
+        ([pod("llama-big-0a1b2c3d-6f5-x2", "a")], False),
+        ([pod("llama-0a1b2c3d-6f5-x2", "a", space="elsewhere")], False),
+        # Side by side with another's: its own place there is free again.
+        ([pod("llama-0a1b2c3d-6f5-x2", "a"), pod("other-0a1b2c3d-6f5-x2", "a")], True),
+        # What is on every node, or has ended, takes none.
+        ([pod("plugin-x", "a", space="kube-system", owner="DaemonSet")], True),
+        ([pod("other-0a1b2c3d-job-x", "a", owner="Job", phase="Succeeded")], True),
+        ([pod("other-0a1b2c3d-6f5-x2", "b")], True),
+    ],
+)
+def test_whose_node_may_be_used_again(pods: list[Any], may: bool) -> None:
+    assert usable_again("llama", "nim-service", [node("a")], pods) == {"i-a": may}
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,19 @@ DENIED = Unseen("volume", "AWS refuses ec2:DescribeVolumes (UnauthorizedOperatio
 SILENT = Unseen("SQS queue", "AWS throttles sqs:ListQueues (Throttling), also after retries")
 
 
-def test_the_control_planes_log_group_is_looked_for_by_its_exact_name() -> None:
-    names = ["/aws/eks/prod/cluster", "/aws/eks/prod/cluster-insights", "/aws/containerinsights/prod/host"]
-    found = [name for name in names if found_by(Thing(LOGS, name), PROD)]
-    assert found == ["/aws/eks/prod/cluster", "/aws/containerinsights/prod/host"]
+def test_log_groups_under_the_clusters_own_prefixes_are_its_whatever_their_end() -> None:
+    """Agents choose it: Prometheus' metrics, Fluent Bit's logs."""
+    names = [
+        "/aws/eks/prod/cluster",
+        "/aws/eks/prod/fluent-bit",
+        "/aws/containerinsights/prod/prometheus",
+        "/aws/eks/prod-2/cluster",
+        "/aws/eks/prod",
+        "/team/aws/eks/prod/cluster",
+    ]
+    assert [name for name in names if found_by(Thing(LOGS, name), PROD) == ("name",)] == names[:3]
+    neighbour = {"nim-rollouts/environment": "prod-2"}
+    assert [name for name in names if found_by(Thing(LOGS, name, tags=neighbour), PROD)] == []
 
 
 @pytest.mark.parametrize(
@@ -44,6 +53,10 @@ def test_the_control_planes_log_group_is_looked_for_by_its_exact_name() -> None:
         (Thing("security group", "sg-1", "prod"), ()),
         (Thing("instance", "i-1", tags={"kubernetes.io/cluster/prod": "shared"}), ()),
         (Thing("instance", "i-1", tags={"eks:eks-cluster-name": "prod"}), ("tag eks:eks-cluster-name",)),
+        (
+            Thing("volume", "vol-1", tags={"ebs.csi.aws.com/cluster-name": "prod"}),
+            ("tag ebs.csi.aws.com/cluster-name",),
+        ),
         (Thing("instance", "i-1", vpc="vpc-2"), ()),
         (Thing("instance", "i-1", vpc="vpc-1", tags={"nim-rollouts/environment": "b"}), ("vpc vpc-1",)),
     ],
@@ -83,7 +96,7 @@ def test_two_things_that_hold_each_other_are_told() -> None:
     [
         ((LEFT,), (), LeftoversFound, "leftovers", "instance i-1: found by vpc vpc-1, made by Karpenter"),
         ((LEFT, GOING), (DENIED,), LeftoversFound, "leftovers", "grant ec2:DescribeVolumes"),
-        ((GOING,), (), InventoryUnknown, "leftovers-going", "still deleting NAT gateway nat-1"),
+        ((GOING,), (), InventoryUnknown, "leftovers-going", "still deleting .* NAT gateway nat-1"),
         ((GOING,), (DENIED,), LeftoversFound, "leftovers", "nat-1"),
         ((), (DENIED,), AccessDenied, "inventory-denied", "ec2:DescribeVolumes"),
         ((), (DENIED, SILENT), InventoryUnknown, "inventory-unknown", "throttles sqs:ListQueues"),
@@ -100,6 +113,16 @@ def test_only_empty_is_success(
     inventory.require_empty(Inventory((), (), ("VPC",)))
 
 
+def test_a_disk_of_an_instance_that_is_ending_is_looked_at_again() -> None:
+    ending = Thing("instance", "i-1", vpc="vpc-1", holds=("volume vol-1",), state="shutting-down", going=True)
+    disk = Thing("volume", "vol-1", tags={"nim-rollouts/environment": "prod"}, state="50 GiB in-use")
+    with pytest.raises(InventoryUnknown, match="instance i-1, volume vol-1") as caught:
+        inventory.require_empty(judge([ending, disk], [], [], PROD))
+    assert caught.value.reason == "leftovers-going" and is_retryable(caught.value)
+    with pytest.raises(LeftoversFound, match="vol-1"):
+        inventory.require_empty(judge([disk], [], [], PROD))
+
+
 # --- networks -------------------------------------------------------------------------------------------------------
 
 
@@ -112,12 +135,40 @@ def environment(root: Path) -> Environment:
 def test_networks_are_remembered_until_nothing_is_left(environment: Environment, tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     assert inventory.networks(environment, store) == []
+    asked: list[str] = []
+
+    def addresses(identifier: str) -> list[str]:
+        asked.append(identifier)
+        return ["aws_vpc.this"]
+
     for outputs in ({"vpc_id": "vpc-2"}, {}, {"vpc_id": "vpc-1"}, {"vpc_id": "vpc-2"}, {"vpc_id": None}):
-        inventory.remember_networks(environment, store, outputs)
+        inventory.remember_networks(environment, store, outputs, addresses)
     assert inventory.networks(environment, store) == ["vpc-1", "vpc-2"]
+    assert asked == ["vpc-2", "vpc-1"], "terraform is started for what is new alone"
     inventory.forget_networks(environment, store)
     inventory.forget_networks(environment, store)
     assert inventory.networks(environment, store) == []
+
+
+@pytest.mark.parametrize(
+    ("addresses", "remembered"),
+    [
+        (["aws_vpc.this"], True),
+        (["aws_vpc.this[0]"], True),
+        (['module.network["a"].module.vpc.aws_vpc.this[0]'], True),
+        ([], False),
+        (["aws_default_vpc.default"], False),
+        (["aws_vpc_dhcp_options_association.this"], False),
+        (["module.aws_vpc.aws_route53_zone.this"], False),
+    ],
+)
+def test_a_network_that_terraform_only_reads_is_not_the_environments(
+    environment: Environment, tmp_path: Path, addresses: list[str], remembered: bool
+) -> None:
+    """Else a root in a VPC of others, with all that they have in it, would never end empty."""
+    store = FolderStore(tmp_path)
+    inventory.remember_networks(environment, store, {"vpc_id": "vpc-1"}, lambda _: addresses)
+    assert inventory.networks(environment, store) == (["vpc-1"] if remembered else [])
 
 
 SAID = "deleting EC2 VPC (vpc-0123456789abcdef0): DependencyViolation: has dependencies"

@@ -66,7 +66,8 @@ class FakeCluster:
             raise ApplyRejected(f"apply {obj['kind']}: {why}")
         live = self.objects.get(key)
         if dry_run:
-            return ApplyResult(obj, live is None, live is None)
+            new = _merged(live or {}, obj)
+            return ApplyResult(new, live is None or new.get("spec") != live.get("spec"), live is None)
         self.log.append(f"apply {obj['kind']}/{obj['metadata']['name']}")
         kept = {name: live["metadata"][name] for name in ("uid",)} if live else {}
         new = self.put({**obj, "metadata": {**obj["metadata"], **kept}, "status": (live or {}).get("status", {})})

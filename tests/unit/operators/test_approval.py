@@ -36,6 +36,10 @@ class Asked:
         return self.texts[0]
 
 
+def _killed(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt
+
+
 class Desk:
     """One run at its approval."""
 
@@ -191,7 +195,37 @@ def test_a_question_without_an_answer_is_put_again_and_its_time_goes_on(desk: De
     waits = desk.answer(2, method="looked", received=False)
     assert isinstance(waits, TaskAwaitingInput)
     assert timedelta(seconds=90) < waits.timeout <= timedelta(seconds=100)
+    assert len(desk.airflow.texts) == 1, "putting it again would wipe an answer that has come meanwhile"
     assert desk.answer(2) is None
+
+
+def test_a_try_that_was_killed_as_it_asked_leaves_the_question_to_the_next(desk: Desk) -> None:
+    desk.planned(REPLACE)
+    desk.monkeypatch.setattr(questions, "shown", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        desk.try_it()
+    desk.monkeypatch.setattr(questions, "shown", desk.airflow.shown)
+    desk.try_it(2)
+    assert isinstance(desk.answer(2, method="looked", received=False, exists=False), TaskAwaitingInput)
+    assert len(desk.airflow.texts) == 1
+
+
+def test_an_answer_during_the_look_wakes_the_task_with_airflows_own_event(desk: Desk) -> None:
+    desk.planned(REPLACE)
+    desk.try_it()
+    assert isinstance(desk.try_it(2), TaskDeferred)
+    assert desk.answer(2, method="looked") is None
+    found = desk.stands()
+    assert found is not None and (found.answer, found.by) == ("approved", "ada")
+    assert len(desk.airflow.texts) == 1
+
+
+def test_the_question_is_put_once_a_try(desk: Desk) -> None:
+    """Airflow wipes an answer to a question that is put again: one that came in between would be lost."""
+    desk.planned(REPLACE)
+    desk.monkeypatch.setattr("airflow.providers.standard.operators.hitl.upsert_hitl_detail", _killed)
+    assert isinstance(desk.try_it(), TaskAwaitingInput)
+    assert len(desk.airflow.texts) == 1
 
 
 def test_words_that_are_not_shown_are_not_agreed_to(desk: Desk) -> None:
@@ -202,9 +236,13 @@ def test_words_that_are_not_shown_are_not_agreed_to(desk: Desk) -> None:
     with pytest.raises(NeedsHumanError, match="older question") as caught:
         desk.try_it(2)
     assert caught.value.reason == "question-stale"
+    # Nor by a later try, to which the refused one looks like one that has asked.
+    desk.try_it(3)
+    with pytest.raises(NeedsHumanError, match="older question"):
+        desk.answer(3, method="looked", received=False)
     # The same changes in a new plan are the same words.
     desk.planned(REPLACE, "sum3", 3)
-    assert isinstance(desk.try_it(3), TaskAwaitingInput)
+    assert isinstance(desk.try_it(4), TaskAwaitingInput)
 
 
 def test_an_answer_is_for_the_plan_that_was_asked_about(desk: Desk) -> None:

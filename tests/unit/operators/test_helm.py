@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from nim_rollouts.clients.helm import HelmResult, HelmStatus
-from nim_rollouts.core.errors import AccessDenied, NimRolloutsError, PlatformNotReady
+from nim_rollouts.core.errors import AccessDenied, NeedsHumanError, NimRolloutsError, PlatformNotReady
 from nim_rollouts.operators import helm
 from tests.unit.operators.conftest import World
 
@@ -25,6 +25,12 @@ class Recorder:
     def __init__(self, world: World) -> None:
         self.world = world
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.foreign = False
+
+    def own(self, addon: Any) -> HelmStatus | None:
+        if self.foreign:
+            raise NeedsHumanError("somebody else's", reason="release-foreign")
+        return None
 
     def upgrade_install(self, addon: Any, **given: Any) -> HelmResult:
         self.world.cluster.log.append(f"helm upgrade {addon.name}")
@@ -163,6 +169,21 @@ def test_a_secret_that_cannot_be_had_stops_before_the_release(
     assert recorder.calls == [] and world.cluster.log == []
 
 
+def test_a_release_of_somebody_else_is_refused_before_its_secrets_are_filled(
+    world: World, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_addon(world, secrets=[GRAFANA])
+    outputs(world, grafana_secret_name="c/grafana")
+    aws = Secrets(monkeypatch, PASSWORD)
+    recorder.foreign = True
+    operator = helm.HelmReleaseOperator(task_id="install_addon", addon="nim-operator")
+    world.prepared(operator, monkeypatch)
+    with pytest.raises(NeedsHumanError) as caught:
+        operator.execute(world.context("install_addon"))
+    assert caught.value.reason == "release-foreign"
+    assert recorder.calls == [] and world.cluster.log == [] and aws.asked == []
+
+
 def test_an_add_on_that_is_gone_from_the_file(
     world: World, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,14 +212,19 @@ def test_the_state_is_told(world: World, recorder: Recorder, monkeypatch: pytest
     assert (facts["installed"], facts["status"], facts["revisions"]) == (False, None, [])
 
 
-def test_uninstalling(world: World, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
+def test_uninstalling(world: World, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, no_waiting: None) -> None:
+    """The order is `helm_crds.remove`'s; the operator brings its waiting and its claims."""
+    asked: dict[str, Any] = {}
+    going = {"kind": "X", "metadata": {"name": "x", "uid": "1"}}
 
-    def remove(cluster: Any, client: Any, addon: Any, *, wait_s: float) -> dict[str, Any]:
+    def remove(cluster: Any, client: Any, addon: Any, *, wait_s: float, gone: Any, check: Any) -> dict[str, Any]:
         asked.update(cluster=cluster, client=client, addon=addon.name, wait_s=wait_s)
+        gone([going])
+        check()
         return {"uninstalled": True, "crds": ["a"]}
 
     monkeypatch.setattr("nim_rollouts.clients.helm_crds.remove", remove)
     facts = run(world, monkeypatch, helm.HelmUninstallOperator(task_id="uninstall", addon="nim-operator"))
     assert facts == {"addon": "nim-operator", "uninstalled": True, "crds": ["a"]}
     assert asked == {"cluster": world.cluster, "client": recorder, "addon": "nim-operator", "wait_s": 5}
+    assert world.cluster.log == ["gone X/x"]

@@ -470,3 +470,26 @@ def test_a_storage_class_of_somebody_else_is_used_where_it_says_the_same_and_not
     facts = ApplyPlatformOperator(task_id="apply_platform").run(world.stage("apply_platform"))
     assert "StorageClass" not in [one["kind"] for one in facts["applied"]]
     assert "apply StorageClass/efs-sc-dynamic" not in world.cluster.log
+    assert facts["used_as_it_is"] == [{"kind": "StorageClass", "name": "efs-sc-dynamic", "differs": []}]
+
+
+def test_what_ours_would_add_to_somebody_elses_object_is_told(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A foreign class without our parameters passes a dry run, which would only add them."""
+    world.accepted()
+    world.session().ledger.record("terraform_outputs", 1, "result", {"outputs": {"efs_file_system_id": "fs-1"}})
+    ApplyPlatformOperator(task_id="apply_platform").run(world.stage("apply_platform"))
+    theirs = world.cluster.get("storage.k8s.io/v1", "StorageClass", None, "efs-sc-dynamic")
+    assert theirs is not None
+    theirs["metadata"]["labels"] = {}
+    del theirs["parameters"]["directoryPerms"], theirs["mountOptions"]
+    world.cluster.put(theirs)
+    facts = ApplyPlatformOperator(task_id="apply_platform").run(world.stage("apply_platform"))
+    assert facts["used_as_it_is"] == [
+        {"kind": "StorageClass", "name": "efs-sc-dynamic", "differs": ["mountOptions", "parameters.directoryPerms"]}
+    ]
+    told = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert told == [
+        "StorageClass/efs-sc-dynamic differs from what we would apply, in mountOptions, parameters.directoryPerms"
+    ]
+    live = world.cluster.get("storage.k8s.io/v1", "StorageClass", None, "efs-sc-dynamic")
+    assert live is not None and "mountOptions" not in live

@@ -12,6 +12,7 @@ from nim_rollouts.core.errors import (
     ClusterMissing,
     ClusterUnavailable,
     LeftoversFound,
+    NeedsHumanError,
 )
 from nim_rollouts.hooks.session import Session
 from nim_rollouts.operators import teardown, teardown_addons, teardown_nodes, teardown_platform, teardown_terraform
@@ -44,16 +45,30 @@ def test_volumes_that_an_earlier_run_left_are_waited_for(down: World) -> None:
     assert [one["name"] for one in run(down, teardown.DeleteCachesOperator, "delete_caches")["removed"]] == ["pv-1"]
 
 
-def test_of_one_deployment_the_volumes_of_a_longer_name_are_not_waited_for(down: World) -> None:
+@pytest.mark.parametrize(
+    ("scope", "deployments", "waited_for"),
+    [
+        ("deployment", [DEPLOYMENT], {"mine", "probe"}),
+        ("platform", [DEPLOYMENT, "another"], {"mine", "probe", "other"}),
+        ("everything", [DEPLOYMENT], {"mine", "probe", "longer", "other", "theirs"}),
+    ],
+)
+def test_volumes_of_others_are_waited_for_where_their_file_system_goes(
+    down: World, scope: str, deployments: list[str], waited_for: set[str]
+) -> None:
+    """Where it stays, theirs do; a name that merely begins like a deployment's is not its."""
     claims = {"mine": f"{DEPLOYMENT}-0123abcd-pvc", "probe": f"{DEPLOYMENT}-probe-0123abcd-x7k2p-data",
-              "longer": f"{DEPLOYMENT}-int4-0123abcd-pvc", "other": "another-0123abcd-pvc"}  # fmt: skip
+              "longer": f"{DEPLOYMENT}-int4-0123abcd-pvc", "other": "another-0123abcd-pvc",
+              "theirs": "data"}  # fmt: skip
     for name, claim in claims.items():
         spec = {"claimRef": {"namespace": "nim-service", "name": claim}, "storageClassName": "efs-sc-dynamic"}
         down.cluster.put(obj("PersistentVolume", name, spec=spec))
-    operator = teardown.DeleteCachesOperator(task_id="delete_caches")
-    operator.deployment = DEPLOYMENT
-    facts = operator.run(down.stage("delete_caches", deployment=""))
-    assert {one["name"] for one in facts["removed"]} == {"my-nimcache", "mine", "probe"}
+    of_others = {"claimRef": {"namespace": "nim-service", "name": claims["mine"]}, "storageClassName": "gp3"}
+    down.cluster.put(obj("PersistentVolume", "of another class", spec=of_others))
+    request = {"scope": scope, "deployments": dict.fromkeys(deployments, 1)}
+    down.session(deployment="").ledger.record("validate", 2, "result", request)
+    facts = run(down, teardown.DeleteCachesOperator, "delete_caches")
+    assert {one["name"] for one in facts["removed"]} == {"my-nimcache", *waited_for}
 
 
 def test_an_interrupted_try_is_not_forgotten(down: World) -> None:
@@ -113,10 +128,27 @@ def test_one_deployment_alone_leaves_the_platform(down: World) -> None:
         run(down, teardown_platform.DeleteNamespacesOperator, "delete_namespaces")
 
 
-def test_the_platform_alone_leaves_the_infrastructure(down: World) -> None:
-    down.session(deployment="").ledger.record("validate", 2, "result", {"scope": "platform", "deployments": {}})
-    with pytest.raises(AirflowSkipException):
-        run(down, teardown_terraform.PlanDestroyOperator, "plan_destroy")
+@pytest.mark.parametrize("scope", ["deployment", "platform"])
+def test_a_smaller_scope_leaves_the_infrastructure(down: World, scope: str) -> None:
+    down.session(deployment="").ledger.record("validate", 2, "result", {"scope": scope, "deployments": {}})
+    for step in (teardown_terraform.PlanDestroyOperator, teardown_terraform.TerraformDestroyOperator):
+        with pytest.raises(AirflowSkipException):
+            run(down, step, "terraform")
+
+
+@pytest.mark.parametrize("asked", ["approve_destroy", "approve_finalizers"])
+def test_after_a_no_nothing_is_deleted_whatever_is_cleared(
+    down: World, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    told = {"declined": True, "told": "rejected by grace at noon"}
+    down.session(deployment="").ledger.record(asked, 1, "result", told)
+    operator = teardown.DeleteCachesOperator(task_id="delete_caches")
+    down.prepared(operator, monkeypatch)
+    operator.deployment = ""
+    with pytest.raises(NeedsHumanError, match="rejected by grace at noon") as refused:
+        operator.execute(down.context("delete_caches"))
+    assert refused.value.reason == "not-approved"
+    assert down.cluster.log == []
 
 
 @pytest.mark.parametrize(

@@ -95,11 +95,14 @@ def test_destroy_remembers_the_network_and_names_what_holds_it(
 
     stage = down.stage("plan_destroy", deployment="")
     asked: list[dict[str, Any]] = []
-    fake = SimpleNamespace(output=lambda: {"vpc_id": "vpc-00000001"}, plan=lambda values, **how: asked.append(how))
+    fake = SimpleNamespace(
+        output=lambda: {"vpc_id": "vpc-00000001"},
+        state_list=lambda identifier: {"vpc-00000001": ["aws_vpc.this"]}[identifier],
+        plan=lambda values, **how: asked.append(how),
+    )
     monkeypatch.setattr("nim_rollouts.hooks.infrastructure.variables", lambda environment: {})
     monkeypatch.setattr("nim_rollouts.hooks.inventory.strangers", lambda environment, store: ["instance i-1"])
     teardown_terraform.PlanDestroyOperator(task_id="plan_destroy").plan(stage, fake)
-    assert "terraform cannot remove what this is in: instance i-1" in caplog.text
     assert asked == [{"destroy": True}]
     monkeypatch.setattr("nim_rollouts.operators.terraform.TerraformApplyOperator.run", apply)
     monkeypatch.setattr(
@@ -108,6 +111,7 @@ def test_destroy_remembers_the_network_and_names_what_holds_it(
     )
     with pytest.raises(TerraformUnavailable, match="vpc-00000001 is held by network interface eni-1"):
         run(down, teardown_terraform.TerraformDestroyOperator, "terraform_destroy")
+    assert "terraform cannot remove what this is in: instance i-1" in caplog.text
     session = down.session(deployment="")
     assert networks(session.environment, session.store) == ["vpc-00000001"]
 
@@ -191,4 +195,5 @@ def test_the_policy_always_asks_besides(down: World, monkeypatch: pytest.MonkeyP
     with pytest.raises(TimeoutError):
         approve(down, approval="always")
     assert "aws_vpc.this" in asked[0].body
+    assert "services and caches of `meta-llama3-8b-instruct`" in asked[0].body, "a yes means these too, and before"
     assert read_answer(down.session().store, ENVIRONMENT, "sum1") is None

@@ -11,8 +11,14 @@ from nim_rollouts.core.addons import ADDON_LABEL
 from nim_rollouts.core.errors import (
     LeftoversFound,
 )
-from nim_rollouts.core.manifests import MANAGED_BY
-from nim_rollouts.operators import teardown_addons, teardown_nodes, teardown_platform, teardown_terraform
+from nim_rollouts.core.manifests import ENVIRONMENT_LABEL, MANAGED_BY
+from nim_rollouts.operators import (
+    teardown_addons,
+    teardown_nodes,
+    teardown_others,
+    teardown_platform,
+    teardown_terraform,
+)
 from tests.unit.operators.conftest import CRD, OURS, World, karpenters, obj, run
 
 
@@ -51,6 +57,33 @@ def test_a_definition_that_somebody_else_has_installed_stays(down: World, monkey
     assert run(down, teardown_addons.UninstallAddonsOperator, "uninstall_addons")["crds"] == [CRD]
 
 
+def test_an_add_on_that_has_left_the_file_is_named_before_anything_is_uninstalled(down: World, helm: list[str]) -> None:
+    for key in [key for key in down.cluster.objects if key[0] == "NIMCache"]:
+        del down.cluster.objects[key]
+
+    def installed(name: str, namespace: str, environment: str) -> None:
+        labels = {"owner": "helm", "name": name, "version": "1", "status": "deployed", ENVIRONMENT_LABEL: environment}
+        down.cluster.put(obj("Secret", f"sh.helm.release.v1.{name}.v1", namespace, labels))
+
+    installed("nim-operator", "nim-operator", "test")
+    installed("monitoring", "elsewhere", "another")
+    installed("prometheus", "monitoring", "test")
+    installed("nim-operator", "moved-from-here", "test")
+    for step in (teardown_addons.UninstallAddonsOperator, teardown_addons.UninstallKarpenterOperator):
+        with pytest.raises(LeftoversFound) as told:
+            run(down, step, "uninstall_addons")
+        assert told.value.message.endswith(
+            ": release prometheus in monitoring, release nim-operator in moved-from-here"
+        )
+        assert "helm uninstall prometheus --namespace monitoring" in told.value.hint
+    assert helm == [] and down.cluster.log == []
+    told_first = teardown_others.others(down.cluster, down.session().environment, "a=b", whole=True)  # type: ignore[arg-type]
+    assert told.value.message in [one.message for one in told_first]
+    down.cluster.objects.pop(("Secret", "monitoring", "sh.helm.release.v1.prometheus.v1"))
+    down.cluster.objects.pop(("Secret", "moved-from-here", "sh.helm.release.v1.nim-operator.v1"))
+    assert run(down, teardown_addons.UninstallAddonsOperator, "uninstall_addons")["uninstalled"] == ["nim-operator"]
+
+
 def test_a_node_that_karpenter_launched_must_go_too(down: World) -> None:
     launched = obj("Node", "launched", status={"capacity": {"cpu": "8"}})
     launched["metadata"]["labels"] = {"karpenter.sh/nodepool": "x86"}
@@ -69,9 +102,8 @@ def test_infrastructure_is_not_destroyed_under_a_gpu_node(down: World) -> None:
     assert run(down, teardown_nodes.DeleteNodePoolsOperator, "delete_node_pools")["removed"] == [], "it is no pool's"
     facts = run(down, teardown_platform.FreeNetworkOperator, "free_network")
     assert [(one["name"], one["uid"]) for one in facts["removed"]] == [("gpu", node["metadata"]["uid"])]
-    for step in (teardown_terraform.PlanDestroyOperator, teardown_terraform.TerraformDestroyOperator):
-        with pytest.raises(LeftoversFound, match="gpu"):
-            run(down, step, "terraform_destroy")
+    with pytest.raises(LeftoversFound, match="gpu"):
+        run(down, teardown_terraform.TerraformDestroyOperator, "terraform_destroy")
 
 
 def test_our_node_pools_go_with_all_that_they_launched(down: World) -> None:
@@ -187,7 +219,8 @@ def test_a_load_balancer_of_somebody_else_is_named_before_the_network_goes(down:
     del down.cluster.objects["Ingress", "elsewhere", "theirs"]
     facts = run(down, teardown_platform.FreeNetworkOperator, "free_network")
     assert [one["name"] for one in facts["removed"]] == ["ours", "grafana"]
-    assert down.cluster.log == ["delete Service/ours"], "the release's goes with its release"
+    told = ["delete Service/ours", "gone Service/ours"]
+    assert down.cluster.log == told, "ours is gone before its controller is; the release's goes with its release"
 
 
 def test_where_the_network_stays_so_do_the_load_balancers_of_others(down: World) -> None:

@@ -125,6 +125,20 @@ def test_each_problem_is_refused_and_nothing_is_claimed(
     assert world.session().ledger.read("validate", "request") is None
 
 
+@pytest.mark.parametrize(
+    ("node_os", "pools"), [("al2023", ["g5-gpu-karpenter"]), ("bottlerocket", ["g5-gpu-karpenter-al2023"])]
+)
+def test_gpu_nodes_of_another_system_are_refused(
+    world: World, fine: ValidateOperator, node_os: str, pools: list[str]
+) -> None:
+    file = world.include.path("environments/test.yaml")
+    file.write_text(file.read_text() + f"node_os: {node_os}\nnode_pools: {pools}\n")
+    with pytest.raises(SpecError, match=f"node_os is {node_os}, but .*/{pools[0]}.yaml starts GPU nodes") as refused:
+        fine.execute(world.context("validate"))
+    assert refused.value.reason == "node-os-differs"
+    assert claimed(world) == []
+
+
 def test_all_problems_are_listed(world: World, fine: ValidateOperator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nim_rollouts.operators.validate._ngc", _refusing(NgcKeyError("bad key")))
     monkeypatch.setattr("nim_rollouts.clients.helm.find_binary", _refusing(ToolMissing("helm is missing")))

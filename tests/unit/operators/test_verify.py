@@ -17,6 +17,7 @@ from nim_rollouts.core.errors import (
     QuotaTooSmall,
     SpecError,
 )
+from nim_rollouts.core.quota import Running
 from nim_rollouts.core.verdicts.objects import name_of
 from nim_rollouts.hooks import jobs
 from nim_rollouts.operators import capacity, storage_probe
@@ -24,7 +25,7 @@ from nim_rollouts.operators.platform import ApplyPlatformOperator
 from nim_rollouts.operators.validate import ValidateOperator
 from nim_rollouts.operators.verify import VerifyPlatformOperator
 from nim_rollouts.triggers.plans import plan_for
-from tests.unit.core.test_pools import pool
+from tests.unit.core.test_pools import pool, requirement
 from tests.unit.operators.conftest import World
 
 NAMES = [
@@ -225,6 +226,59 @@ def test_the_pools_of_the_cluster_are_checked(pools: World) -> None:
         "service on g5-gpu-karpenter: g5.12xlarge, g5.24xlarge, g5.48xlarge; cache on g5-gpu-karpenter: g5.xlarge"
     )
     assert "g5.12xlarge on-demand (48 vCPUs) for service" in checks["quota"]["seen"]
+
+
+def test_a_pool_of_families_that_are_not_known_is_neither_yes_nor_no(
+    pools: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    from nim_rollouts.operators import validate
+
+    strange = pool("g5-gpu-karpenter", requirement("karpenter.k8s.aws/instance-family", "In", "g7e"))
+    status = {"conditions": [{"type": "Ready", "status": "True"}]}
+    pools.cluster.put({"apiVersion": "karpenter.sh/v1", **strange, "status": status})
+    checks = verify(pools)
+    said = "service: g5-gpu-karpenter may start g7e, of which nothing is known here"
+    assert checks["gpu-fit"]["outcome"] == "unknown" and said in checks["gpu-fit"]["seen"]
+    assert checks["quota"]["outcome"] == "unknown"
+    pools.include.path("manifests/node-pools/g5.yaml").write_text(yaml.safe_dump(strange))
+    caplog.clear()
+    session = pools.session()
+    facts = validate._capacity(session, session.deployment)
+    assert facts["node_pools"] == {"service": [], "cache": []}
+    assert said in [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+
+
+def test_an_instance_type_that_is_not_known_is_taken_to_fit(ready: World, caplog: pytest.LogCaptureFixture) -> None:
+    from nim_rollouts.operators import validate
+
+    file = ready.include.path("environments/test.yaml")
+    file.write_text(file.read_text().replace("[g5.12xlarge]", "[g5.xlarge, g7e.12xlarge]"))
+    session = ready.session()
+    assert validate._gpu_fit(session, session.deployment) == ["g7e.12xlarge"]
+    assert "nothing is known here of g7e.12xlarge" in caplog.text
+    assert validate._capacity(session, session.deployment)["quotas"]["outcome"] == "unknown"
+
+
+@pytest.mark.parametrize(("whose", "refused"), [("meta-llama3-8b-instruct", False), ("other", True)])
+def test_a_node_with_another_deployments_pods_is_not_free(
+    pools: World, monkeypatch: pytest.MonkeyPatch, whose: str, refused: bool
+) -> None:
+    """Quota for one node, which runs: enough for the one whose node it is."""
+    running = [Running("g5.12xlarge", "on-demand", 48, ours=True, id="i-1")]
+    monkeypatch.setattr("nim_rollouts.hooks.quotas.running", lambda environment: running)
+    monkeypatch.setattr(
+        "nim_rollouts.hooks.quotas.limits",
+        lambda environment, codes: {code: 48.0 if code == "L-DB2E81BA" else 0.0 for code in codes},
+    )
+    node = {"name": "n", "labels": {"karpenter.sh/nodepool": "g5-gpu-karpenter"}}
+    pools.cluster.put({"kind": "Node", "metadata": node, "spec": {"providerID": "aws:///us-west-2a/i-1"}})
+    pod = {"name": f"{whose}-0a1b2c3d-5f-x", "namespace": "nim-service"}
+    pools.cluster.put({"kind": "Pod", "metadata": pod, "spec": {"nodeName": "n"}})
+    if not refused:
+        assert verify(pools)["quota"]["outcome"] == "ok"
+        return
+    with pytest.raises(QuotaTooSmall, match="is 48, 48 in use"):
+        verify(pools)
 
 
 def test_a_pool_that_is_not_there_is_told_twice_in_one_error(pools: World) -> None:

@@ -100,6 +100,9 @@ def test_a_heavier_pool_comes_first_then_the_name() -> None:
     [
         ({"key": AWS + "instance-cpu", "operator": "Gt", "values": ["47"]}, "12 16 24 48"),
         ({"key": AWS + "instance-gpu-count", "operator": "Lt", "values": ["4"]}, "2 4 8 16"),
+        ({"key": AWS + "instance-cpu", "operator": "Gte", "values": ["48"]}, "12 16 24 48"),
+        ({"key": AWS + "instance-gpu-count", "operator": "Lte", "values": ["4"]}, "2 4 8 12 16 24"),
+        ({"key": AWS + "instance-accelerator-count", "operator": "Gte", "values": ["0"]}, ""),
         ({"key": "node.kubernetes.io/instance-type", "operator": "NotIn", "values": ["g5.48xlarge"]}, "2 4 8 12 16 24"),
         ({"key": AWS + "instance-accelerator-name", "operator": "DoesNotExist"}, "2 4 8 12 16 24 48"),
         ({"key": AWS + "instance-accelerator-name", "operator": "Exists"}, ""),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from aiohttp.test_utils import TestServer
 from rehearsal import faults
 from rehearsal.config import Rehearsal
 from rehearsal.ngc import Ngc
-from rehearsal.runner.images import PAUSE, ImageMap, ImageMapError, image_files
+from rehearsal.runner.images import NOBODY, ImageMap, ImageMapError, image_texts, listening
 from rehearsal.runner.registry import PullError, Registry, login
 
 IMAGE = "nvcr.io/nim/meta/llama-3.1-8b-instruct:1.3.3"
@@ -36,9 +37,76 @@ def test_the_map_that_is_committed(r: Rehearsal) -> None:
     server = images.program(IMAGE)
     assert server.command == ["/venv/bin/python", "-m", "rehearsal.nim.server"] and server.processes
     assert server.path == [f"{r.root}/rehearsal/nim/bin"]
-    assert any("model_manifest" in path for path in image_files(server, IMAGE))
+    assert any("model_manifest" in path for path in image_texts(server, IMAGE))
     assert images.program("nvcr.io/nvidia/aiperf:0.13.0").path == ["/venv/bin"]
-    assert images.program("registry.example/any:1") == PAUSE
+    assert images.program("registry.example/any:1") is NOBODY
+
+
+OPERATORS = ["nvcr.io/nvidia/cloud-native/k8s-nim-operator:v3.1.2", "ghcr.io/nvidia/k8s-nim-operator:main"]
+
+
+@pytest.mark.parametrize("image", OPERATORS)
+def test_the_operator_is_the_stand_in_or_the_program_that_was_named(r: Rehearsal, image: str) -> None:
+    standin = ImageMap(r).program(image)
+    launcher = Path(standin.files["/manager"])
+    assert standin.command == ["/manager"] and "/manifests" not in standin.files
+    assert os.access(launcher, os.X_OK) and "rehearsal.operator" in launcher.read_text()
+    own = ImageMap(replace(r, operator_binary="/opt/manager", operator_manifests="/opt/manifests")).program(image)
+    assert own.files == {"/manager": "/opt/manager", "/manifests": "/opt/manifests"}
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        (["--health-probe-bind-address=:8081", "--leader-elect"],
+         ["--health-probe-bind-address=127.97.0.2:8081", "--leader-elect"]),
+        (["--metrics-bind-address=127.0.0.1:8080", "--health-probe-bind-address=0.0.0.0:9"],
+         ["--metrics-bind-address=127.97.0.2:8080", "--health-probe-bind-address=127.97.0.2:9"]),
+        (["-metrics-bind-address", ":8443", "--health-probe-bind-address=[::]:8081"],
+         ["-metrics-bind-address", "127.97.0.2:8443", "--health-probe-bind-address=127.97.0.2:8081"]),
+        # Off, or somebody's own choice.
+        (["--metrics-bind-address=0", "--health-probe-bind-address=192.0.2.1:8081"],
+         ["--metrics-bind-address=0", "--health-probe-bind-address=192.0.2.1:8081"]),
+        # The real manager's default is every interface.
+        (["--leader-elect"], ["--leader-elect", "--health-probe-bind-address=127.97.0.2:8081"]),
+    ],
+)  # fmt: skip
+def test_the_operator_listens_on_its_pods_address(r: Rehearsal, given: list[str], made: list[str]) -> None:
+    program = ImageMap(r).program(OPERATORS[1])
+    assert listening(program, ["/manager", *given], "127.97.0.2") == ["/manager", *made]
+
+
+def test_another_command_of_the_image_is_left_as_it_is(r: Rehearsal) -> None:
+    program = ImageMap(r).program(OPERATORS[0])
+    hook = ["/bin/sh", "-c", "kubectl apply -f x", "--metrics-bind-address=:8080"]
+    assert listening(program, hook, "127.97.0.2") == hook
+    nim = ImageMap(r).program(IMAGE)
+    assert listening(nim, ["/manager", "--metrics-bind-address=:1"], "127.97.0.2")[1] == "--metrics-bind-address=:1"
+
+
+@pytest.mark.parametrize(
+    ("image", "container", "words"),
+    [
+        ("registry.example/any:1", {}, ""),
+        ("registry.example/any:1", {"command": ["/run"]}, "has command"),
+        ("registry.example/any:1", {"args": ["-v"], "readinessProbe": {"httpGet": {}}}, "has args, readinessProbe"),
+        ("docker.io/grafana/grafana:1", {"args": ["-v"], "livenessProbe": {"httpGet": {}}}, ""),
+        (IMAGE, {"readinessProbe": {"httpGet": {}}}, ""),
+    ],
+)
+def test_whose_container_runs_as_nobody_knows_what(
+    r: Rehearsal, image: str, container: dict[str, Any], words: str
+) -> None:
+    images = ImageMap(r)
+    why = images.lacks(images.program(image), image, container)
+    assert words in why and bool(words) == bool(why)
+    if why:
+        assert str(images.file) in why and image in why and "idle: true" in why
+
+
+def test_what_is_idle_runs_nothing(r: Rehearsal) -> None:
+    for image in ("docker.io/grafana/grafana:12", "gcr.io/kubebuilder/kube-rbac-proxy:v0.15.0"):
+        assert not ImageMap(r).program(image).processes
 
 
 @pytest.mark.parametrize(

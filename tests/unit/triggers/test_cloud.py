@@ -9,9 +9,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from nim_rollouts.clients.remains import Remain
-from nim_rollouts.core.errors import InventoryUnknown, LeftoversFound, TransientError
+from nim_rollouts.core.errors import (
+    AccessDenied,
+    InventoryUnknown,
+    LeftoversFound,
+    NeedsHumanError,
+    TransientError,
+    as_facts,
+    is_retryable,
+)
 from nim_rollouts.hooks.remains import Cloud, look
 from nim_rollouts.operators.waits import WaitGoneOperator
 from nim_rollouts.triggers.cloud import until_nothing_remains
@@ -132,16 +141,70 @@ def _with_deadline(seconds: int) -> Any:
     return lambda stage, session: replace(plan_for(stage, session), deadline_s=seconds)
 
 
-def test_an_aws_error_is_unknown_and_not_empty(down: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from botocore.exceptions import ClientError
+def answers_with(monkeypatch: pytest.MonkeyPatch, code: str, operation: str = "DescribeInstances") -> list[str]:
+    """Every call is answered with this error; returns the services that were asked."""
+    asked: list[str] = []
+    models = {"ec2": {"DescribeInstances", "DescribeVpcs"}, "elbv2": {"DescribeLoadBalancers", "DescribeTags"}}
 
-    def refused(*_: Any) -> Any:
-        raise ClientError({"Error": {"Code": "UnauthorizedOperation", "Message": "no"}}, "DescribeInstances")
+    def client_of(service: str) -> Any:
+        def refuse(*_: Any) -> Any:
+            asked.append(service)
+            raise ClientError({"Error": {"Code": code, "Message": "no"}}, operation)
 
+        model = SimpleNamespace(operation_names=models.get(service, set()))
+        return SimpleNamespace(can_paginate=refuse, meta=SimpleNamespace(service_model=model))
+
+    monkeypatch.setattr("nim_rollouts.hooks.inventory.clients", lambda _: client_of)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("cloud", "code", "operation", "error", "says"),
+    [
+        (Cloud.INSTANCES, "UnauthorizedOperation", "DescribeInstances", AccessDenied, "grant ec2:DescribeInstances"),
+        (Cloud.BALANCERS, "AccessDenied", "DescribeTags", AccessDenied, "grant elasticloadbalancing:DescribeTags"),
+        (Cloud.INSTANCES, "AccessDenied", "AssumeRole", AccessDenied, "grant sts:AssumeRole"),
+        (Cloud.INSTANCES, "RequestLimitExceeded", "DescribeInstances", InventoryUnknown, "throttles"),
+        (Cloud.INSTANCES, "InternalError", "DescribeInstances", InventoryUnknown, "InternalError"),
+    ],
+)
+def test_an_aws_error_is_not_an_empty_aws_and_a_refusal_names_the_right(
+    down: World, monkeypatch: pytest.MonkeyPatch,
+    cloud: Cloud, code: str, operation: str, error: type[Exception], says: str,
+) -> None:  # fmt: skip
     monkeypatch.undo()
-    monkeypatch.setattr("nim_rollouts.hooks.remains._client", lambda *_: SimpleNamespace(get_paginator=refused))
-    with pytest.raises(InventoryUnknown, match="UnauthorizedOperation"):
-        look(down.session(), Cloud.INSTANCES, [])
+    answers_with(monkeypatch, code, operation)
+    with pytest.raises(error, match=says) as caught:
+        look(down.session(), cloud, [])
+    facts = as_facts(caught.value)
+    reason = "inventory-denied" if error is AccessDenied else "inventory-unknown"
+    assert (facts["reason"], facts["layer"], is_retryable(caught.value)) == (
+        reason,
+        "teardown",
+        error is not AccessDenied,
+    )
+    assert ("docs/worker-rights.json" in facts["hint"]) is (error is AccessDenied)
+
+
+async def test_a_missing_right_ends_a_wait_at_once_and_waits_for_a_person(
+    down: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No waiting grants it, and no retry."""
+    monkeypatch.setattr("nim_rollouts.hooks.remains.look", look)
+    asked = answers_with(monkeypatch, "UnauthorizedOperation")
+    told = await asyncio.wait_for(event(trigger("wait_nodes_gone")), 10)
+    assert asked == ["ec2"] and told["final"] is True
+    with pytest.raises(NeedsHumanError, match="grant ec2:DescribeInstances") as failed:
+        finish(down, WaitGoneOperator(task_id="wait_nodes_gone"), told, monkeypatch)
+    assert (failed.value.reason, failed.value.layer) == ("inventory-denied", "teardown")
+    assert down.session().facts("wait_nodes_gone", "error")["reason"] == "inventory-denied"
+
+
+def test_a_right_that_the_worker_alone_lacks_is_told_as_well(down: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nim_rollouts.hooks.remains.look", look)
+    answers_with(monkeypatch, "UnauthorizedOperation")
+    with pytest.raises(AccessDenied, match="grant ec2:DescribeInstances"):
+        finish(down, WaitGoneOperator(task_id="wait_nodes_gone"), Outcome([]).to_dict(), monkeypatch)
 
 
 def test_of_one_deployment_no_instance_and_no_balancer_is_asked_for(
@@ -152,7 +215,23 @@ def test_of_one_deployment_no_instance_and_no_balancer_is_asked_for(
     def asked(*_: Any) -> Any:
         raise AssertionError("AWS was asked")
 
-    monkeypatch.setattr("nim_rollouts.hooks.remains._client", asked)
+    monkeypatch.setattr("nim_rollouts.hooks.inventory.clients", lambda _: asked)
     down.session().ledger.record("validate", 2, "result", {"scope": "deployment", "deployments": {}})
     for cloud in Cloud:
         assert look(down.session(), cloud, []) == []
+
+
+@pytest.mark.parametrize(("scope", "whole"), [("deployment", False), ("platform", False), ("everything", True)])
+def test_others_may_keep_their_access_points_on_a_file_system_that_stays(
+    down: World, monkeypatch: pytest.MonkeyPatch, scope: str, whole: bool
+) -> None:
+    monkeypatch.undo()
+    asked: list[Any] = []
+    monkeypatch.setattr("nim_rollouts.hooks.inventory.clients", lambda _: lambda service: service)
+    monkeypatch.setattr("nim_rollouts.clients.remains.file_systems", lambda efs, tag, value: ["fs-1"])
+    monkeypatch.setattr("nim_rollouts.clients.remains.access_points", lambda *asked_for: asked.append(asked_for) or [])
+    down.session().ledger.record("validate", 2, "result", {"scope": scope, "deployments": {}})
+    for removed in ([{"handle": "fs-1::fsap-1"}, {"kind": "NIMCache"}], []):
+        assert look(down.session(), Cloud.ACCESS_POINTS, removed) == []
+    on = ["fs-1"] if whole else []
+    assert asked == [("efs", on, ["fs-1::fsap-1"]), *([("efs", on, [])] if whole else [])]

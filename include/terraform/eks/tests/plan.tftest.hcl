@@ -152,6 +152,37 @@ run "all_that_can_be_off" {
   }
 }
 
+run "settings_of_an_add_on" {
+  command = plan
+
+  variables {
+    tags = { team = "models" }
+    addons = {
+      aws-ebs-csi-driver = {
+        before_nodes = true
+        configuration_values = jsonencode({
+          node       = { volumeAttachLimit = 20 }
+          controller = { replicaCount = 1, extraVolumeTags = { cost = "7", "nim-rollouts/environment" = "other" } }
+        })
+      }
+      coredns            = { configuration_values = jsonencode({ replicaCount = 3 }) }
+      aws-efs-csi-driver = {}
+    }
+  }
+
+  assert {
+    condition = jsondecode(aws_eks_addon.before_nodes["aws-ebs-csi-driver"].configuration_values) == {
+      node       = { volumeAttachLimit = 20 }
+      controller = { replicaCount = 1, extraVolumeTags = { cost = "7", team = "models", "nim-rollouts/environment" = "unit" } }
+    }
+    error_message = "volumes of claims carry the environment's tag, beside what the driver is given"
+  }
+  assert {
+    condition     = jsondecode(aws_eks_addon.after_nodes["coredns"].configuration_values) == { replicaCount = 3 } && local.addon_configuration["aws-efs-csi-driver"] == null
+    error_message = "others are configured as they are told, or not at all"
+  }
+}
+
 run "all_that_can_be_on" {
   command = plan
 

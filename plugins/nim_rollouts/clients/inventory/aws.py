@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ _IAM_PREFIX = {
 }
 _DENIED = ("AccessDenied", "Unauthorized", "AuthorizationError", "NotAuthorized")
 _THROTTLED = ("Throttl", "RequestLimitExceeded", "TooManyRequests", "SlowDown")
-_GONE = ("NotFound", "NoSuchEntity", "NonExistentQueue", "QueueDoesNotExist")
+_GONE = ("NotFound", "NoSuchEntity", "NonExistentQueue", "QueueDoesNotExist", "NoSuchBucket")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,15 @@ def code_of(error: Exception) -> str:
 def is_gone(error: Exception) -> bool:
     """True when what was asked about has gone since it was listed."""
     return any(word in code_of(error) for word in _GONE)
+
+
+def service_of(client_of: ClientOf, services: Sequence[str], error: Exception) -> str:
+    """Which of the services it was that failed. The first, where the error does not tell."""
+    operation = str(getattr(error, "operation_name", ""))
+    if operation.startswith("AssumeRole"):
+        return "sts"  # for the connection's own role, without which there is no client to ask
+    asked = (one for one in services if operation in client_of(one).meta.service_model.operation_names)
+    return next(asked, services[0]) if operation else services[0]
 
 
 def unseen(kind: str, service: str, error: Exception) -> Unseen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nim_rollouts.clients.inventory.aws import Look, is_gone, pages, tags_of
@@ -12,10 +12,24 @@ from nim_rollouts.core.inventory import Scope, Thing
 BALANCER, CLASSIC, TARGETS = "load balancer", "classic load balancer", "target group"
 #: As many as one DescribeTags takes.
 _AT_ONCE = 20
+#: A load balancer or target group, and its tags.
+Tagged = tuple[Mapping[str, Any], dict[str, str]]
 
 
-def _with_tags(client: Any, items: list[Any], key: str, asked: str, answered: str) -> Iterator[tuple[Any, Any]]:
-    """(item, its tags); what has gone in between is left out. Tags cannot be asked for in the list itself."""
+def newer(elbv2: Any) -> Iterator[Tagged]:
+    """The account's load balancers of the newer kinds: application, network, gateway."""
+    found = list(pages(elbv2, "describe_load_balancers", "LoadBalancers"))
+    yield from _with_tags(elbv2, found, "LoadBalancerArn", "ResourceArns", "ResourceArn")
+
+
+def classic(elb: Any) -> Iterator[Tagged]:
+    """Its classic ones."""
+    found = list(pages(elb, "describe_load_balancers", "LoadBalancerDescriptions"))
+    yield from _with_tags(elb, found, "LoadBalancerName", "LoadBalancerNames", "LoadBalancerName")
+
+
+def _with_tags(client: Any, items: list[Any], key: str, asked: str, answered: str) -> Iterator[Tagged]:
+    """What has gone in between is left out. Tags cannot be asked for in the list itself."""
     for start in range(0, len(items), _AT_ONCE):
         batch = items[start : start + _AT_ONCE]
         try:
@@ -32,8 +46,7 @@ def _with_tags(client: Any, items: list[Any], key: str, asked: str, answered: st
 
 
 def _balancers(elbv2: Any, scope: Scope) -> Iterator[Thing]:
-    found = list(pages(elbv2, "describe_load_balancers", "LoadBalancers"))
-    for item, tags in _with_tags(elbv2, found, "LoadBalancerArn", "ResourceArns", "ResourceArn"):
+    for item, tags in newer(elbv2):
         yield Thing(
             BALANCER,
             _short(item["LoadBalancerArn"]),
@@ -57,8 +70,7 @@ def _service(tags: dict[str, str]) -> tuple[str, ...]:
 
 
 def _classic(elb: Any, scope: Scope) -> Iterator[Thing]:
-    found = list(pages(elb, "describe_load_balancers", "LoadBalancerDescriptions"))
-    for item, tags in _with_tags(elb, found, "LoadBalancerName", "LoadBalancerNames", "LoadBalancerName"):
+    for item, tags in classic(elb):
         yield Thing(
             CLASSIC,
             item["LoadBalancerName"],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from nim_rollouts.clients.inventory import balancers, cluster, compute, iam, rest
 from nim_rollouts.clients.inventory import network as networks
-from nim_rollouts.clients.inventory.aws import ClientOf, Look, code_of, unseen
+from nim_rollouts.clients.inventory.aws import ClientOf, Look, code_of, service_of, unseen
 from nim_rollouts.core.inventory import Inventory, Scope, Thing, Unseen, found_by, holders, judge, ref
 
 LOOKS: tuple[Look, ...] = (
@@ -56,7 +56,7 @@ def _see(
         except Exception as error:
             if not _is_aws(error):
                 raise
-            failed += [unseen(kind, _service(client_of, look, error), error) for kind in look.kinds]
+            failed += [unseen(kind, service_of(client_of, look.services, error), error) for kind in look.kinds]
             say(f"not seen: {failed[-1].text()}")
             # Without an answer at all, asking the same service for every other kind only takes time.
             if not code_of(error):
@@ -71,10 +71,3 @@ def _is_aws(error: Exception) -> bool:
     from botocore.exceptions import BotoCoreError, ClientError
 
     return isinstance(error, (BotoCoreError, ClientError))
-
-
-def _service(client_of: ClientOf, look: Look, error: Exception) -> str:
-    """Which of the look's services it was that failed."""
-    operation = getattr(error, "operation_name", None)
-    asked = (one for one in look.services if operation in client_of(one).meta.service_model.operation_names)
-    return next(asked, look.services[0]) if operation else look.services[0]

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from nim_rollouts.clients.inventory.aws import Look, is_gone, pages, tags_of
-from nim_rollouts.core.inventory import ENVIRONMENT_TAG, Scope, Thing, ref
+from nim_rollouts.clients.inventory.aws import Look, code_of, is_gone, pages, tags_of
+from nim_rollouts.core.inventory import ENVIRONMENT_TAG, Scope, Thing, found_by, ref
 
 QUEUE, RULE, LOGS, SECRET = "SQS queue", "EventBridge rule", "log group", "secret"
 KEY, ALIAS, BUCKET, OTHER = "KMS key", "KMS alias", "S3 bucket", "other thing with the tag"
@@ -45,7 +45,7 @@ def _rules(events: Any, scope: Scope) -> Iterator[Thing]:
 def _log_groups(logs: Any, scope: Scope) -> Iterator[Thing]:
     """The dying control plane may write once more and so make its group again, unknown to terraform: the next apply
     fails on it."""
-    for prefix in (f"/aws/eks/{scope.cluster}/", f"/aws/containerinsights/{scope.cluster}/"):
+    for prefix in scope.prefixes()[LOGS]:
         for item in pages(logs, "describe_log_groups", "logGroups", logGroupNamePrefix=prefix):
             try:
                 tags = logs.list_tags_for_resource(resourceArn=item["arn"].removesuffix(":*")).get("tags", {})
@@ -60,10 +60,26 @@ def _secrets(secrets: Any, scope: Scope) -> Iterator[Thing]:
     """Those that wait for their deletion too: their names are in the way of the next apply."""
     by_name = [{"Key": "name", "Values": [f"{scope.cluster}/"]}]
     by_tag = [{"Key": "tag-key", "Values": [ENVIRONMENT_TAG]}]
-    for filters in (by_name, by_tag):
-        for item in pages(secrets, "list_secrets", "SecretList", Filters=filters, IncludePlannedDeletion=True):
-            state = "deletion scheduled, its name is still taken" if item.get("DeletedDate") else ""
-            yield Thing(SECRET, item["Name"], tags=tags_of(item), state=state)
+    listed = {
+        item["ARN"]: Thing(SECRET, item["Name"], tags=tags_of(item))
+        for filters in (by_name, by_tag)
+        for item in pages(secrets, "list_secrets", "SecretList", Filters=filters, IncludePlannedDeletion=True)
+    }
+    for arn, thing in listed.items():
+        if found_by(thing, scope):
+            yield from _secret(secrets, arn)
+
+
+def _secret(secrets: Any, arn: str) -> Iterator[Thing]:
+    """As it is now: the list shows a secret for minutes after it was deleted for good."""
+    try:
+        told = secrets.describe_secret(SecretId=arn)
+    except secrets.exceptions.ClientError as error:
+        if is_gone(error):
+            return
+        raise
+    state = "deletion scheduled, its name is still taken" if told.get("DeletedDate") else ""
+    yield Thing(SECRET, told["Name"], tags=tags_of(told), state=state)
 
 
 def _aliases(kms: Any, scope: Scope) -> Iterator[Thing]:
@@ -102,26 +118,35 @@ def _keys(tagging: Any, kms: Any, scope: Scope) -> Iterator[Thing]:
         yield from _key(kms, arn.rpartition("/")[2], tags)
 
 
-def _buckets(tagging: Any, scope: Scope) -> Iterator[Thing]:
+def _buckets(tagging: Any, s3: Any, scope: Scope) -> Iterator[Thing]:
     """The bootstrap's buckets carry another tag: no teardown is theirs."""
-    for arn, tags in _mapped(tagging, scope, "s3"):
-        yield Thing(BUCKET, arn.rpartition(":")[2], tags=tags)
+    for arn, _ in _mapped(tagging, scope, "s3"):
+        if not arn.partition(":s3:")[2].startswith("::"):
+            continue  # an access point, or another part of S3 with an account in its name
+        name = arn.rpartition(":")[2]
+        # Not HeadBucket, whose right also shows what is in a bucket: its tags are what counts.
+        try:
+            yield Thing(BUCKET, name, tags=tags_of(s3.get_bucket_tagging(Bucket=name)))
+        except s3.exceptions.ClientError as error:
+            if not (is_gone(error) or code_of(error) == "NoSuchTagSet"):
+                raise
 
 
-#: ARNs of what another look sees itself. AWS's own list of what is tagged lags behind: what was deleted minutes ago may
+#: ARNs of what another look sees itself. AWS's index of tags lags behind: what was deleted minutes or hours ago may
 #: still stand there, and only the service itself knows better.
 _SEEN_ELSEWHERE = re.compile(
     r"arn:[^:]+:(?:"
     r"ec2:[^:]*:[^:]*:(?:vpc|subnet|security-group|security-group-rule|network-interface|route-table|internet-gateway"
     r"|natgateway|elastic-ip|vpc-endpoint|instance|volume|snapshot|launch-template|fleet|spot-instances-request)/"
-    r"|(?:eks|elasticfilesystem|elasticloadbalancing|autoscaling|sqs|events|logs|secretsmanager|kms|s3|iam):)"
+    r"|(?:eks|elasticfilesystem|elasticloadbalancing|autoscaling|sqs|events|logs|secretsmanager|kms|iam):|s3:::)"
 )
 
 
 def _others(tagging: Any, scope: Scope) -> Iterator[Thing]:
+    """No call asks any service whether a thing of it is still there, so that a person has to look."""
     for arn, tags in _mapped(tagging, scope):
         if not _SEEN_ELSEWHERE.match(arn):
-            yield Thing(OTHER, arn, tags=tags)
+            yield Thing(OTHER, arn, tags=tags, state="AWS's index of tags alone has it, perhaps hours too long")
 
 
 LOOKS = (
@@ -131,6 +156,6 @@ LOOKS = (
     Look((SECRET,), ("secretsmanager",), _secrets),
     Look((ALIAS,), ("kms",), _aliases),
     Look((KEY,), ("resourcegroupstaggingapi", "kms"), _keys),
-    Look((BUCKET,), ("resourcegroupstaggingapi",), _buckets),
+    Look((BUCKET,), ("resourcegroupstaggingapi", "s3"), _buckets),
     Look((OTHER,), ("resourcegroupstaggingapi",), _others),
 )
