@@ -80,8 +80,9 @@ def _adoption(terraform: Terraform, session: Session, say: Say) -> Adoption | No
     """What is to be taken over; None where nothing can be."""
     from nim_rollouts.clients.terraform_adopt import Adoption
     from nim_rollouts.hooks.infrastructure import variables
+    from nim_rollouts.hooks.inventory import clients
 
-    client = _client(session.environment)
+    client = clients(session.environment)
     mark, logs = interrupted(session), _logs(session.environment, client, say)
     if mark is None and logs is None:
         return None
@@ -101,21 +102,6 @@ def _logs(environment: Environment, client: Callable[[str], Any], say: Say) -> s
         # The apply would say so: nothing is lost but a shorter way.
         say(f"whether EKS has made its log group again cannot be seen: {error}")
         return None
-
-
-def _client(environment: Environment) -> Callable[[str], Any]:
-    from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
-
-    clients: dict[str, Any] = {}
-
-    def client(service: str) -> Any:
-        if service not in clients:
-            clients[service] = AwsBaseHook(
-                aws_conn_id=environment.aws_conn_id, client_type=service, region_name=environment.region
-            ).get_conn()
-        return clients[service]
-
-    return client
 
 
 def _key(environment: Environment) -> str:
