@@ -7,13 +7,14 @@ import secrets
 import uuid
 from typing import Any
 
+from rehearsal.aws.eks_cluster import DEFAULT_VERSION, moto_cluster
 from rehearsal.aws.eks_state import Call, Clusters, ClusterState, Json, in_use, invalid, not_found, now
 
-#: Add-ons of the stand-in's catalogue: default version, type and the namespace of their service accounts. The version
-#: strings have EKS's form; which ones AWS offers for a cluster version only AWS can say.
+#: Add-ons of the stand-in's catalogue: default version (of the one whose version is Kubernetes's own, for a cluster's)
+#: and type. The version strings have EKS's form; which ones AWS offers for a cluster version only AWS can say.
 CATALOGUE: dict[str, tuple[str, str]] = {
     "vpc-cni": ("v1.21.1-eksbuild.1", "networking"),
-    "kube-proxy": ("v1.35.0-eksbuild.2", "networking"),
+    "kube-proxy": ("v{kubernetes}.0-eksbuild.2", "networking"),
     "coredns": ("v1.13.1-eksbuild.1", "networking"),
     "eks-pod-identity-agent": ("v1.3.10-eksbuild.1", "security"),
     "aws-ebs-csi-driver": ("v1.54.0-eksbuild.1", "storage"),
@@ -40,7 +41,7 @@ def create(clusters: Clusters, call: Call) -> Json:
         "addonName": name,
         "clusterName": cluster.name,
         "status": "ACTIVE",
-        "addonVersion": call.body.get("addonVersion") or CATALOGUE[name][0],
+        "addonVersion": call.body.get("addonVersion") or default_version(name, moto_cluster(cluster).version),
         "health": {"issues": []},
         "addonArn": cluster.arn("addon", name, str(uuid.uuid4())),
         "createdAt": now(),
@@ -87,10 +88,15 @@ def delete(clusters: Clusters, call: Call) -> Json:
     return {"addon": addon | {"status": "DELETING"}}
 
 
+def default_version(name: str, kubernetes: str) -> str:
+    """The version that EKS installs into a cluster of this version where none is asked for."""
+    return CATALOGUE[name][0].format(kubernetes=kubernetes)
+
+
 def versions(clusters: Clusters, call: Call) -> Json:
-    """DescribeAddonVersions: one version an add-on, the default for every cluster version that is asked for."""
+    """DescribeAddonVersions: one version an add-on, the default for the cluster version that is asked for."""
     wanted = call.query.get("addonName", [None])[0]
-    kubernetes = call.query.get("kubernetesVersion", ["1.35"])[0]
+    kubernetes = call.query.get("kubernetesVersion", [DEFAULT_VERSION])[0]
     if wanted is not None and wanted not in CATALOGUE:
         raise invalid(f"Addon {wanted} specified is not supported", addonName=wanted)
     addons = [
@@ -102,7 +108,7 @@ def versions(clusters: Clusters, call: Call) -> Json:
             "defaultNamespace": _NAMESPACES.get(name, ADDON_NAMESPACE),
             "addonVersions": [
                 {
-                    "addonVersion": version,
+                    "addonVersion": default_version(name, kubernetes),
                     "architecture": ["amd64", "arm64"],
                     "compatibilities": [
                         {"clusterVersion": kubernetes, "platformVersions": ["*"], "defaultVersion": True}
@@ -112,7 +118,7 @@ def versions(clusters: Clusters, call: Call) -> Json:
                 }
             ],
         }
-        for name, (version, kind) in sorted(CATALOGUE.items())
+        for name, (_, kind) in sorted(CATALOGUE.items())
         if wanted in (None, name)
     ]
     return call.page("addons", addons)

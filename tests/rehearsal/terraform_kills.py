@@ -31,13 +31,13 @@ PATIENCE_S = 900
 
 @dataclass(frozen=True)
 class Moment:
-    """Just after terraform has written this event."""
+    """Just after terraform has written this event. `address`: of the resource, where the event is about one."""
 
     kind: str
-    address: str
+    address: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.address}"
+        return f"{self.kind} {self.address}".rstrip()
 
 
 def moments(lines: Sequence[str], count: int) -> list[Moment]:
@@ -153,11 +153,10 @@ class Ground:
         worker, place = self.begin(name, stages)
         try:
             self._wait_for(moment, stream, worker, place)
-            running = terraform_of(worker)
-            group = os.getpgid(running.pid)
             if victims == "terraform":
-                running.kill()
+                terraform_of(worker).kill()
             else:
+                group = command_of(worker)
                 worker.kill()  # first: it would tell of the other's death
             if victims == "both":
                 # Its group: the worker's is another, so that terraform may outlive it.
@@ -205,6 +204,13 @@ def terraform_of(worker: ForkServerProcess) -> psutil.Process:
     return next(one for one in below if one.name() == "terraform")
 
 
+def command_of(worker: ForkServerProcess) -> int:
+    """The process group of the command that a worker runs: of terraform, and of the shell that notes what it left."""
+    assert worker.pid is not None
+    return next(one.pid for one in psutil.Process(worker.pid).children() if os.getpgid(one.pid) == one.pid)
+
+
 def _is(moment: Moment, line: bytes) -> bool:
     event = json.loads(line)
-    return event["type"] == moment.kind and event["hook"]["resource"]["addr"] == moment.address
+    address = event.get("hook", {}).get("resource", {}).get("addr", "")
+    return bool(event["type"] == moment.kind and address == moment.address)

@@ -1,4 +1,4 @@
-"""The whole root module against the AWS stand-in: apply, no change, a change of everything, destroy, nothing left."""
+"""The whole root module against the AWS stand-in: apply, upgrade, a change of everything, destroy, nothing left."""
 
 from __future__ import annotations
 
@@ -64,6 +64,17 @@ def grafana_password(r: Rehearsal, outputs: dict[str, Any]) -> str:
     return password
 
 
+def versions(r: Rehearsal) -> set[str]:
+    """Kubernetes versions of the control plane, the system nodes and the add-on that has one."""
+    eks, name = client(r, "eks"), "lab"
+    proxy = eks.describe_addon(clusterName=name, addonName="kube-proxy")["addon"]["addonVersion"]
+    return {
+        eks.describe_cluster(name=name)["cluster"]["version"],
+        eks.describe_nodegroup(clusterName=name, nodegroupName="system")["nodegroup"]["version"],
+        proxy.removeprefix("v").partition(".0-")[0],
+    }
+
+
 def states(r: Rehearsal, bucket: str) -> list[bytes]:
     """Every version of every state."""
     s3 = client(r, "s3")
@@ -115,6 +126,16 @@ def test_the_whole_life_of_an_environment(tmp_path: Path) -> None:
         again = terraform.plan(LITTLE)
         assert not again.has_changes and again.drift == []
         assert terraform.state_serial() == serial
+
+        plan = terraform.plan(LITTLE | {"cluster_version": "1.36"})
+        # The control plane first, then what runs on it: in place, and nothing else.
+        assert sorted(plan.changes) == [
+            ('aws_eks_addon.before_nodes["kube-proxy"]', "update"),
+            ("aws_eks_cluster.this", "update"),
+            ("aws_eks_node_group.system[0]", "update"),
+        ]
+        applied = terraform.apply(expect_checksum=plan.checksum)
+        assert applied.applied[0][0] == "aws_eks_cluster.this" and versions(fresh) == {"1.36"}
 
         plan = terraform.plan(EVERYTHING)
         assert plan.destroy == 0

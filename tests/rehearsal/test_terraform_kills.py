@@ -110,6 +110,20 @@ def test_worker_and_terraform_killed_with_nothing_in_the_state(ground: Ground) -
     assert locks(ground.r, STATE) == []
 
 
+@pytest.mark.timeout(600)
+def test_worker_and_terraform_killed_once_all_is_done_and_the_lock_is_gone(ground: Ground) -> None:
+    """terraform's last words: nobody has noted yet which state it left. It is not taken for somebody else's."""
+    root = ground.include / "small"
+    root.mkdir()
+    (root / "main.tf").write_text(SMALL)
+    ground.environment("small", "small", {"admin_principal_arns": []})
+    ground.kill("small", APPLY, Moment("change_summary"), "both")
+    assert locks(ground.r, STATE) == [] and not (ground.folder / "work/small/terraform/left").exists()
+    ended = ground.converge("small", APPLY[1:])
+    assert ended["terraform_apply"]["changed"] is False, ended["log"]
+    assert in_aws(ground.r, "small") == in_state(ground.r, STATE, key("small"))
+
+
 def address(r: Rehearsal) -> str:
     """The only one that there is."""
     (one,) = client(r, "ec2").describe_addresses()["Addresses"]

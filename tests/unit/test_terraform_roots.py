@@ -55,6 +55,13 @@ def test_plans_hold_what_the_module_promises(initialised: dict[str, Path]) -> No
     assert "0 failed" in result.stdout
 
 
+def test_the_state_is_encrypted_as_its_bucket_says(root: Path) -> None:
+    """The bootstrap's `kms_key_arn` is the bucket's default; `encrypt` alone names AES256 for each object, over it."""
+    text = (root / "include" / "terraform" / "eks" / "versions.tf").read_text()
+    (backend,) = re.findall(r'backend "s3" \{([^}]*)\}', text)
+    assert re.findall(r"^\s*(\w+)\s*=", backend, re.M) == ["use_lockfile"]
+
+
 @pytest.mark.parametrize("name", ROOTS)
 def test_every_variable_and_output_is_described(root: Path, name: str) -> None:
     folder = root / "include" / "terraform" / name

@@ -23,7 +23,11 @@ PREFIX = {
     **{"elbv2": "elasticloadbalancing", "resourcegroupstaggingapi": "tag", "service-quotas": "servicequotas"},
 }
 #: Where an action has another name than its call: S3's, and what a provider's hook does under a name of its own.
-OTHER_WORDS = {"list_objects_v2": "s3:ListBucket", "get_secret": "secretsmanager:GetSecretValue"}
+OTHER_WORDS = {
+    "list_objects_v2": "s3:ListBucket",
+    "get_secret": "secretsmanager:GetSecretValue",
+    "expand_role": "iam:GetRole",
+}
 
 #: Words of other libraries that happen to be calls of AWS too: socket's.
 NOT_AWS = {"create_connection"}

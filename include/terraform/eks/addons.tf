@@ -25,12 +25,25 @@ locals {
   )
 }
 
+# EKS's default for the cluster's version, asked for in each plan: an add-on without a version of yours follows the
+# cluster's. It is known by var.cluster_version already while the cluster is still on the version before.
+data "aws_eks_addon_version" "default" {
+  for_each = toset([for name, settings in local.addons : name if settings.version == null])
+
+  addon_name         = each.key
+  kubernetes_version = var.cluster_version
+}
+
+locals {
+  addon_versions = { for name, settings in local.addons : name => settings.version != null ? settings.version : data.aws_eks_addon_version.default[name].version }
+}
+
 resource "aws_eks_addon" "before_nodes" {
   for_each = local.addons_before_nodes
 
   cluster_name         = aws_eks_cluster.this.name
   addon_name           = each.key
-  addon_version        = each.value.version
+  addon_version        = local.addon_versions[each.key]
   configuration_values = local.addon_configuration[each.key]
 
   resolve_conflicts_on_create = "OVERWRITE"
@@ -52,7 +65,7 @@ resource "aws_eks_addon" "after_nodes" {
 
   cluster_name         = aws_eks_cluster.this.name
   addon_name           = each.key
-  addon_version        = each.value.version
+  addon_version        = local.addon_versions[each.key]
   configuration_values = local.addon_configuration[each.key]
 
   resolve_conflicts_on_create = "OVERWRITE"

@@ -41,6 +41,7 @@ resource "aws_eks_node_group" "system" {
   cluster_name    = aws_eks_cluster.this.name
   node_group_name = "system"
   node_role_arn   = aws_iam_role.this["system-node"].arn
+  version         = aws_eks_cluster.this.version
   subnet_ids      = [for zone in local.zones : local.node_subnets[zone].id]
   ami_type        = "BOTTLEROCKET_x86_64"
   instance_types  = var.system_nodes.instance_types

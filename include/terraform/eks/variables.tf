@@ -32,7 +32,7 @@ variable "cluster_name" {
 }
 
 variable "cluster_version" {
-  description = "Kubernetes minor version of the EKS cluster, in standard support."
+  description = "Kubernetes minor version of the EKS cluster, in standard support. The system nodes, and add-ons without a version, go with it."
   type        = string
   default     = "1.35"
 
@@ -190,7 +190,7 @@ variable "system_nodes" {
 }
 
 variable "addons" {
-  description = "EKS add-ons: name -> settings. version null takes EKS's default for the cluster's version. before_nodes: installed before any node joins."
+  description = "EKS add-ons: name -> settings. version null takes EKS's default for the cluster's version, as it is when a plan is made. before_nodes: installed before any node joins."
   type = map(object({
     version              = optional(string)
     configuration_values = optional(string)

@@ -10,10 +10,10 @@ terraform {
     }
   }
 
-  # Bucket, key and region come from the environment's file by `-backend-config`.
+  # Bucket, key and region come from the environment's file by `-backend-config`. Without `encrypt`: S3 encrypts each
+  # object with its bucket's key, yours where it has one; `encrypt` would ask for S3's own instead.
   backend "s3" {
     use_lockfile = true
-    encrypt      = true
   }
 }
 

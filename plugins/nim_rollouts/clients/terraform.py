@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nim_rollouts.clients.terraform_events import Diagnostic, diagnostics_of
+from nim_rollouts.clients.terraform_events import LOCK_IN_USE_S, Diagnostic, diagnostics_of
 from nim_rollouts.clients.terraform_plan import ApplySummary, PlanSummary, explained, from_events
 from nim_rollouts.clients.terraform_process import Ended
 from nim_rollouts.clients.terraform_runner import TerraformRunner
-from nim_rollouts.clients.terraform_workdir import WorkDir, checksum, environment, write_private
+from nim_rollouts.clients.terraform_workdir import WorkDir, checksum, write_private
 from nim_rollouts.clients.terraform_workdir import find_plugin_dir as find_plugin_dir
-from nim_rollouts.core.errors import NeedsHumanError, TerraformFailed
+from nim_rollouts.core.errors import NeedsHumanError, NimRolloutsError, TerraformFailed
 
 log = logging.getLogger(__name__)
 
@@ -45,37 +45,43 @@ class Terraform(TerraformRunner):
 
     :param root_dir: the root module, left untouched
     :param work_dir: folder of this state alone; survives the task, so that a retry finds what it left
-    :param env: variables besides the inherited ones: AWS credentials, region, endpoints
+    :param env: variables besides the inherited ones: AWS credentials, region, endpoints; or what gives them, which is
+        asked before each command
     :param plugin_dir: filesystem mirror of providers; None looks for one (`find_plugin_dir`), else terraform downloads
     :param progress: takes one readable line at a time
     :param lock_timeout_s: how long to wait for a state lock that somebody else holds
+    :param patience_s: how long to wait for a terraform that a dead worker left at work in this folder
     """
 
     def __init__(
         self,
         root_dir: str | Path,
         work_dir: str | Path,
-        env: Mapping[str, str],
+        env: Mapping[str, str] | Callable[[], Mapping[str, str]],
         plugin_dir: str | Path | None = None,
         *,
         progress: Callable[[str], None] | None = None,
         lock_timeout_s: int = 60,
+        patience_s: float = LOCK_IN_USE_S,
     ) -> None:
+        self.patience_s = patience_s
         self.root_dir, self.work_dir = Path(root_dir), Path(work_dir).absolute()
         self.files = WorkDir(self.root_dir, self.work_dir)
         super().__init__(
             self.files,
-            environment(env),
+            env if callable(env) else lambda: env,
             say=progress or log.info,
             lock_timeout_s=lock_timeout_s,
         )
-        self.plugin_dir = Path(plugin_dir) if plugin_dir else find_plugin_dir(self.env | dict(env))
+        self.plugin_dir = Path(plugin_dir) if plugin_dir else find_plugin_dir(self.env())
         self.plan_file = self.work_dir / "plan.tfplan"
         self._summary_file = self.work_dir / "plan.summary.json"
         #: The state of an earlier apply that this object has uploaded in its place.
         self.brought_home: StateMark | None = None
         #: The last plan as `show` tells it, if it was looked into.
         self.shown: dict[str, Any] = {}
+        #: Whether the last apply may have changed anything; False where it is certain that it has not.
+        self.began = False
 
     # --- commands -------------------------------------------------------------------------------------------------
 
@@ -86,7 +92,7 @@ class Terraform(TerraformRunner):
 
         :param lock_file: provider versions that must be used: those of the plan that is to be applied
         """
-        self._process.wait_for_earlier(self.lock_timeout_s, self.say)
+        self._process.wait_for_earlier(self.patience_s, self.say)
         config = {key: value for key, value in backend.items() if value is not None}
         fingerprint = self.files.fingerprint(backend=config, plugin_dir=self.plugin_dir, binary=self.binary())
         if not self.files.refresh(fingerprint, mirror=self.plugin_dir is not None, lock_file=lock_file):
@@ -136,12 +142,11 @@ class Terraform(TerraformRunner):
         """The saved plan in full, as terraform tells it (`show -json`). Holds sensitive values: not for logs, records
         or XCom; see `terraform_plan.planned_values`."""
         shown: dict[str, Any] = json.loads(self._text("show", ["show", "-json", str(plan_file or self.plan_file)]))
-        # The output is a file of the work folder, of mode 0600; it goes as soon as it is read.
-        (self.work_dir / "logs" / "show.out").unlink(missing_ok=True)
         return shown
 
     def apply(self, plan_file: str | Path | None = None, *, expect_checksum: str | None = None) -> ApplySummary:
         """Apply exactly the saved plan. With `expect_checksum`, refuse a plan file that is not the one meant."""
+        self.began = False
         plan = Path(plan_file) if plan_file else self.plan_file
         if not plan.is_file():
             raise TerraformFailed(
@@ -155,15 +160,23 @@ class Terraform(TerraformRunner):
                 reason="plan-changed",
                 hint="Clear the plan task and, where the policy asks for it, have the new plan approved",
             )
-        began = time.monotonic()
+        since = time.monotonic()
         self._left_file.unlink(missing_ok=True)
-        progress = self._events("apply", ["apply", str(plan)], total=self._steps_of(actual))
+        self.began = True
+        try:
+            progress = self._events("apply", ["apply", str(plan)], total=self._steps_of(actual))
+        except NimRolloutsError:
+            self.began = self._stepped
+            if not self.began:
+                # What it notes is then another's state, not one that we left.
+                self._left_file.unlink(missing_ok=True)
+            raise
         summary = ApplySummary(
             applied=progress.done,
             add=progress.counts.get("add", 0),
             change=progress.counts.get("change", 0),
             destroy=progress.counts.get("remove", 0),
-            elapsed_s=round(time.monotonic() - began, 1),
+            elapsed_s=round(time.monotonic() - since, 1),
         )
         self.say(f"apply: {summary.text()}")
         return summary
@@ -177,8 +190,11 @@ class Terraform(TerraformRunner):
 
     def drift(self, variables: Mapping[str, Any]) -> PlanSummary:
         """What reality and configuration differ in, as a plan that is not kept (`plan -detailed-exitcode`): its
-        `changes` are what an apply would do, its `drift` what of it was changed outside of terraform."""
-        progress = self._events("drift", ["plan", self._variables(variables), "-detailed-exitcode"], good=(0, 2))
+        `changes` are what an apply would do, its `drift` what of it was changed outside of terraform.
+
+        Without the state's lock: it writes no state, and a killed one must not leave a lock in a rollout's way."""
+        argv = ["plan", self._variables(variables), "-detailed-exitcode"]
+        progress = self._events("drift", argv, good=(0, 2), lock=False)
         summary = from_events(progress, checksum="", plan_file="")
         self.say(f"drift: {summary.text()}")
         return summary
@@ -186,7 +202,6 @@ class Terraform(TerraformRunner):
     def output(self) -> dict[str, Any]:
         """The outputs' values by name, without those marked sensitive."""
         shown = json.loads(self._text("output", ["output", "-json"]) or "{}")
-        (self.work_dir / "logs" / "output.out").unlink(missing_ok=True)
         return {name: item["value"] for name, item in shown.items() if not item.get("sensitive")}
 
     def state_list(self, identifier: str = "") -> list[str]:
@@ -206,7 +221,6 @@ class Terraform(TerraformRunner):
     def state_mark(self) -> StateMark:
         """Lineage and serial of the state as it is now."""
         pulled = self._text("state-pull", ["state", "pull"])
-        (self.work_dir / "logs" / "state-pull.out").unlink(missing_ok=True)
         return _mark(json.loads(pulled)) if pulled.strip() else StateMark("", 0)
 
     def state_serial(self) -> int | None:

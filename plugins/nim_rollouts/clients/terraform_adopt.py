@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nim_rollouts.clients.terraform_lookup import Client, Found, Undetermined, known, look
-from nim_rollouts.core.adoption import AGAIN, Creation, creations, import_blocks, in_state, made, replaced
+from nim_rollouts.core.adoption import AGAIN, LOG_GROUP, Creation, creations, import_blocks, in_state, made, replaced
 from nim_rollouts.core.errors import AccessDenied, NeedsHumanError, TerraformUnavailable
 
 if TYPE_CHECKING:
@@ -28,19 +28,22 @@ _POLL_S = 10.0
 
 
 class Adoption:
-    """One environment's interrupted apply.
+    """One environment's interrupted apply, or the log group that EKS left behind.
 
     :param terraform: initialised on the environment's state
     :param variables: of the root
     :param client: gives a boto3 client by service name, of the environment's account and region
     :param say: takes one readable line at a time
+    :param interrupted: look for everything that the plan creates; False: for `logs` alone
+    :param logs: name of a log group that is ours by its name (`terraform_lookup.written_again`)
     """
 
     def __init__(
         self, terraform: Terraform, variables: Mapping[str, Any], client: Client, say: Callable[[str], None],
-        *, patience_s: float = PATIENCE_S,
+        *, patience_s: float = PATIENCE_S, interrupted: bool = True, logs: str | None = None,
     ) -> None:  # fmt: skip
         self.terraform, self.variables, self.client, self.say = terraform, variables, client, say
+        self.interrupted, self.logs = interrupted, logs
         self.patience_s = patience_s
         # Before a new apply overwrites it. Empty on another host: then the look-ups alone must do.
         self.told = made(_lines(terraform.work_dir / "logs" / "apply.out"))
@@ -59,7 +62,12 @@ class Adoption:
             if not new:
                 return plan
             for address, identifier in sorted(new.items()):
-                self.say(f"made by the interrupted apply, unknown to its state: {address} ({identifier})")
+                whence = (
+                    "made again by EKS for its last logs"
+                    if identifier == self.logs
+                    else "made by the interrupted apply"
+                )
+                self.say(f"{whence}, unknown to the state: {address} ({identifier})")
             ids |= new
 
     def settle(self) -> None:
@@ -85,16 +93,21 @@ class Adoption:
 
     def _find(self, shown: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, str]:
         taken = in_state(shown)
-        self._refuse_second(shown, taken)
+        if self.interrupted:
+            self._refuse_second(shown, taken)
         new: dict[str, str] = {}
         for creation in creations(shown):
             if creation.address in ids:
                 continue
-            found = self._one(creation, taken)
+            found = self._logs(creation) or (self._one(creation, taken) if self.interrupted else None)
             if found is not None:
                 new[creation.address] = found.id
                 taken.add((creation.type, found.id))
         return new
+
+    def _logs(self, creation: Creation) -> Found | None:
+        name = creation.values.get("name")
+        return Found(self.logs) if self.logs and creation.type == LOG_GROUP and name == self.logs else None
 
     def _one(self, creation: Creation, taken: set[tuple[str, str]]) -> Found | None:
         told = self.told.get(creation.address)

@@ -23,6 +23,8 @@ from nim_rollouts.core.errors import (
 
 #: A lock younger than this is taken for one in use: an EKS apply or destroy takes 10 to 25 minutes.
 LOCK_IN_USE_S = 45 * 60
+#: Between two tries to get a lock of our own terraform on another worker: Airflow's four last until it is that old.
+_OURS_ELSEWHERE_S = 10 * 60
 
 _VERBS = {
     "create": ("creating", "created"),
@@ -49,9 +51,11 @@ class Diagnostic:
 
 @dataclass
 class Progress:
-    """Follows one command's events. `total`: number of steps of the plan that is applied, 0 if unknown."""
+    """Follows one command's events. `total`: number of steps of the plan that is applied, 0 if unknown; `started`:
+    terraform has said that it begins one, or that it has applied (imports and outputs are no steps)."""
 
     total: int = 0
+    started: bool = False
     done: list[tuple[str, str, float]] = field(default_factory=list)
     diagnostics: list[Diagnostic] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -73,7 +77,9 @@ class Progress:
         if kind in ("apply_start", "apply_progress", "apply_complete", "apply_errored"):
             return self._step(kind, event.get("hook", {}))
         if kind == "change_summary":
-            self.counts = {key: value for key, value in event.get("changes", {}).items() if isinstance(value, int)}
+            changes = event.get("changes", {})
+            self.started = self.started or changes.get("operation") == "apply"
+            self.counts = {key: value for key, value in changes.items() if isinstance(value, int)}
             return str(event.get("@message", "")) or None
         self._plan(kind, event)
         return None
@@ -107,6 +113,7 @@ class Progress:
         action = hook.get("action", "")
         doing, did = _VERBS.get(action, (action, action))
         seconds = float(hook.get("elapsed_seconds", 0))
+        self.started = True
         if action == "read":
             return None
         if kind == "apply_start":
@@ -188,7 +195,8 @@ def _locked(lock: LockInfo, now: float, where: str, known: str) -> NimRolloutsEr
     )
     if created is not None and now - created < LOCK_IN_USE_S:
         hint = f"That operation is probably under way, and this task is tried again; {remedy}"
-        return TerraformUnavailable(message, reason="state-locked", hint=hint, retry_after_s=60)
+        again = _OURS_ELSEWHERE_S if known else 60
+        return TerraformUnavailable(message, reason="state-locked", hint=hint, retry_after_s=again)
     hint = f"Let that operation end; {remedy}"
     return NeedsHumanError(message, layer="terraform", reason="state-locked", hint=hint)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from nim_rollouts.core.adoption import Creation
+from nim_rollouts.core.adoption import LOG_GROUP, Creation, control_plane_logs
 from nim_rollouts.core.inventory import ENVIRONMENT_TAG as TAG
 
 Client = Callable[[str], Any]
+_Told = TypeVar("_Told")
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,37 @@ def look(creation: Creation, client: Client) -> list[Found]:
     :raises Undetermined: see there
     :raises KeyError: nobody knows how to look for this type (`known`)
     """
+    try:
+        return _answer(lambda: list(_LOOKS[creation.type](creation, client))) or []
+    except Absent:
+        return []
+
+
+def _answer(ask: Callable[[], _Told]) -> _Told | None:
+    """What AWS answers; None where it says that there is no such thing."""
     from botocore.exceptions import ClientError
 
     try:
-        return list(_LOOKS[creation.type](creation, client))
-    except Absent:
-        return []
+        return ask()
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in _ABSENT or code.endswith((".NotFound", "NotFoundException")):
-            return []
+            return None
         raise
+
+
+def written_again(cluster: str, environment: str, client: Client) -> str | None:
+    """The log group of a control plane that has gone, which EKS made again for the last of its logs after terraform had
+    deleted it. None where there is none, while the cluster stands, and where the group carries tags of others.
+
+    Its name alone has to prove that it is ours: EKS tags nothing, and no other cluster of the account can have had it.
+    """
+    name = control_plane_logs(cluster)
+    wanted = Creation("", LOG_GROUP, {"name": name})
+    if _answer(lambda: client("eks").describe_cluster(name=cluster)) is not None:
+        return None
+    tags = next((tags for _, tags in _log_groups(wanted, client)), None)
+    return name if tags is not None and (not tags or tags.get(TAG) == environment) else None
 
 
 def known(type_: str) -> bool:
@@ -200,16 +221,21 @@ def _mount_target(creation: Creation, client: Client) -> Iterator[Found]:
             yield Found(one["MountTargetId"], one["LifeCycleState"])
 
 
-def _log_group(creation: Creation, client: Client) -> Iterator[Found]:
+def _log_groups(creation: Creation, client: Client) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """(name, tags) of the group of exactly this name."""
     (name,) = _need(creation, "name")
     logs = client("logs")
     for page in logs.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=name):
         for one in page["logGroups"]:
-            if one["logGroupName"] != name:
-                continue
-            arn = one.get("logGroupArn") or one["arn"].removesuffix(":*")
-            if _ours(creation, logs.list_tags_for_resource(resourceArn=arn)["tags"]):
-                yield Found(name)
+            if one["logGroupName"] == name:
+                arn = one.get("logGroupArn") or one["arn"].removesuffix(":*")
+                yield name, logs.list_tags_for_resource(resourceArn=arn)["tags"]
+
+
+def _log_group(creation: Creation, client: Client) -> Iterator[Found]:
+    for name, tags in _log_groups(creation, client):
+        if _ours(creation, tags):
+            yield Found(name)
 
 
 def _secret(creation: Creation, client: Client) -> Iterator[Found]:

@@ -11,7 +11,8 @@ Files in the work folder, for whoever comes next:
 `ended.json`    commands that ended badly: the state lock may still be theirs; see `terraform_locks`
 `guard`         locked (flock) by the running command and its children, as long as one of them lives: a pid can be
                 another's meanwhile, a lock cannot. Plugins that are left of a killed one are ended: `terraform_orphans`
-`logs/`         standard output and error of the last command of each name
+`logs/`         standard output and error of the last command of each name; the output of one that tells values
+                (`show`, `output`, `state`) is not among them: it lies in memory, and is gone with the two processes
 """
 
 from __future__ import annotations
@@ -29,27 +30,26 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
+from nim_rollouts.clients.terraform_earlier import Earlier
 from nim_rollouts.clients.terraform_locks import held_until, whoami
-from nim_rollouts.clients.terraform_orphans import end, plugins_alone
 from nim_rollouts.core.errors import TerraformUnavailable
 
 _POLL_S = 0.2
-#: Between two looks at who holds the guard: each goes through all processes.
+#: Between two tries to get the guard. A stop has to be noticed in it: Airflow kills after five seconds.
 _LOOK_S = 1.0
-#: How long plugins without their terraform may go on: those that notice its death end within moments.
-_ORPHANS_S = 5.0
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended. `interrupted`: we asked it to stop."""
+    """How a command ended. `interrupted`: we asked it to stop; `private`: its output may hold what no message may."""
 
     status: int
-    stdout: Path
+    stdout: str
     stderr: str
     interrupted: bool
+    private: bool = False
 
 
 class TerraformProcess:
@@ -68,14 +68,22 @@ class TerraformProcess:
         self.grace_s = grace_s
         self._process: subprocess.Popen[bytes] | None = None
         self._interrupted = False
+        # No Event: `stop` is called from a signal handler, in the middle of whatever would hold the Event's own lock.
+        self._stopped = False
         self._lock = threading.RLock()
 
     def stop(self) -> None:
-        """Ask the running command to stop, once; may be called from any thread or signal handler.
+        """Ask the running command to stop, and begin no other; may be called from any thread or signal handler.
 
-        A second SIGINT would make terraform drop everything, so further calls do nothing. The whole group gets it, as
-        from a terminal: terraform's plugins expect it and go on until terraform ends them.
+        It may come between two commands. Airflow kills the worker a few seconds later, and an apply that was begun in
+        them would have nobody who watches it.
         """
+        self._stopped = True
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        """One SIGINT for the running command: a second one would make terraform drop everything. The whole group gets
+        it, as from a terminal: terraform's plugins expect it and go on until terraform ends them."""
         with self._lock:
             if self._process is not None and self._process.poll() is None and not self._interrupted:
                 self._interrupted = True
@@ -90,14 +98,17 @@ class TerraformProcess:
         cwd: Path,
         env: dict[str, str],
         on_line: Callable[[str], None],
+        private: bool = False,
     ) -> Ended:
         """Run to the end; each line of its output goes to `on_line` soon after it is written.
 
-        :raises TerraformUnavailable: another command runs in this work folder
+        :param private: keep its output in memory, where no kill can leave it behind
+        :raises TerraformUnavailable: another command runs in this work folder; or it was stopped before
         """
+        self._refuse_stopped(name)
         self.logs.mkdir(parents=True, exist_ok=True)
         out, err = self.logs / f"{name}.out", self.logs / f"{name}.err"
-        with _private(out) as stdout, _private(err) as stderr, self._forwarding_sigterm():
+        with _output(out, private) as stdout, _private(err) as stderr, self._forwarding_sigterm():
             self._interrupted = False
             guard = self._guard()
             try:
@@ -110,47 +121,42 @@ class TerraformProcess:
             finally:
                 os.close(guard)
             try:
+                if self._stopped:
+                    # Since it was looked at above; what `stop` could see was still the command before.
+                    self._interrupt()
                 self._write_record(name, self._process.pid)
-                status = self._follow(out, on_line)
+                status = self._follow(stdout.fileno(), on_line)
             except BaseException:
                 # A task timeout, a KeyboardInterrupt, a broken callback: terraform must not be left half-way unasked.
-                self.stop()
+                self._interrupt()
                 self._wait_for_end()
                 raise
             finally:
                 if self._process.poll() is not None:
                     self._put_away(failed=self._process.returncode != 0)
-        return Ended(status, out, err.read_text(errors="replace"), self._interrupted)
+            # Only now: until its end the process writes where we would read.
+            stdout.seek(0)
+            text = stdout.read().decode(errors="replace")
+        return Ended(status, text, err.read_text(errors="replace"), self._interrupted, private)
 
-    def wait_for_earlier(self, timeout_s: float, say: Callable[[str], None]) -> None:
+    def wait_for_earlier(self, patience_s: float, say: Callable[[str], None]) -> None:
         """Wait for a terraform that a dead worker left running here; of one that died itself the record is put away,
         and plugins that it left are ended.
 
-        :raises TerraformUnavailable: it still runs after `timeout_s`
+        :raises TerraformUnavailable: it still runs after `patience_s`; or we are told to stop
         """
-        deadline = time.monotonic() + timeout_s
-        alone_since: float | None = None
-        told = False
+        deadline = time.monotonic() + patience_s
+        earlier: Earlier | None = None
         while True:
+            self._refuse_stopped("init")
             try:
                 os.close(self._guard())
                 break
             except TerraformUnavailable:
-                orphans = plugins_alone(self.guard)
-                if not orphans and time.monotonic() > deadline:
+                if time.monotonic() > deadline:
                     raise
-            if not orphans:
-                alone_since = None
-            elif alone_since is None:
-                alone_since = time.monotonic()
-            elif time.monotonic() > alone_since + _ORPHANS_S:
-                pids = ", ".join(str(one.pid) for one in orphans)
-                say(f"ending the plugins of an earlier terraform that was killed (pid {pids})")
-                end(orphans)
-            if not told:
-                record = self.running() or {}
-                say(f"waiting for an earlier terraform {record.get('name')} here (pid {record.get('pid')})")
-                told = True
+            earlier = earlier or Earlier(self.running() or {}, self.logs, self.guard, say)
+            earlier.look()
             time.sleep(_LOOK_S)
         self._put_away(failed=True)
 
@@ -167,6 +173,14 @@ class TerraformProcess:
     def forget_ended(self) -> None:
         """The state was locked and released since: nothing of them is left."""
         self.ended.unlink(missing_ok=True)
+
+    def _refuse_stopped(self, name: str) -> None:
+        if self._stopped:
+            raise TerraformUnavailable(
+                f"terraform {name} was not begun: the task was told to stop",
+                reason="terraform-interrupted",
+                hint="Clear the task to go on",
+            )
 
     def _put_away(self, *, failed: bool) -> None:
         record = self.running()
@@ -195,24 +209,26 @@ class TerraformProcess:
             ) from None
         return handle
 
-    def _follow(self, out: Path, on_line: Callable[[str], None]) -> int:
+    def _follow(self, out: int, on_line: Callable[[str], None]) -> int:
         assert self._process is not None
-        with out.open("rb") as reader:
-            pending = b""
-            while True:
-                status = self._process.poll()
-                pending += reader.read()
-                *lines, pending = pending.split(b"\n")
-                for line in lines:
-                    on_line(line.decode(errors="replace"))
-                if status is not None:
-                    if pending:
-                        on_line(pending.decode(errors="replace"))
-                    return status
-                try:
-                    self._process.wait(_POLL_S)
-                except subprocess.TimeoutExpired:
-                    continue
+        pending, position = b"", 0
+        while True:
+            status = self._process.poll()
+            # By position: the process goes on writing from the place that both share.
+            while data := os.pread(out, 1 << 20, position):
+                position += len(data)
+                pending += data
+            *lines, pending = pending.split(b"\n")
+            for line in lines:
+                on_line(line.decode(errors="replace"))
+            if status is not None:
+                if pending:
+                    on_line(pending.decode(errors="replace"))
+                return status
+            try:
+                self._process.wait(_POLL_S)
+            except subprocess.TimeoutExpired:
+                continue
 
     def _wait_for_end(self) -> None:
         assert self._process is not None
@@ -267,5 +283,12 @@ def _write(path: Path, content: Any) -> None:
     fresh.replace(path)
 
 
-def _private(path: Path) -> Any:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+def _output(path: Path, private: bool) -> IO[bytes]:
+    if not private:
+        return _private(path)
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.memfd_create(path.name), "w+b")
+
+
+def _private(path: Path) -> IO[bytes]:
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "w+b")

@@ -19,11 +19,17 @@ from typing import Any, TypeVar
 from nim_rollouts.clients.terraform_events import Diagnostic, Progress, failure, lock_info
 from nim_rollouts.clients.terraform_locks import LockInfo, owner_of
 from nim_rollouts.clients.terraform_process import Ended, TerraformProcess
-from nim_rollouts.clients.terraform_workdir import WorkDir, checksum
+from nim_rollouts.clients.terraform_workdir import WorkDir, checksum, environment
 from nim_rollouts.core.errors import TerraformUnavailable, ToolMissing
 
 #: S3's lock file needs no experiment flag from this version on.
 MINIMUM_VERSION = (1, 11)
+
+#: From here on a shell's exit status means that a signal ended the command.
+_BY_SIGNAL = 128
+
+#: Commands whose output holds values of resources and outputs, sensitive ones among them.
+_TELLS_VALUES = ("show", "output", "state")
 
 #: Runs an apply, and notes which state it left, also when the worker that started it is gone by then. (The shell is not
 #: to die of the SIGINT that terraform is stopped with.) Where terraform could not upload it, asking for it is vain too.
@@ -42,22 +48,25 @@ _Answer = TypeVar("_Answer")
 
 
 class TerraformRunner:
-    """Runs commands in the copy of a work folder. `say` takes one readable line at a time."""
+    """Runs commands in the copy of a work folder. `say` takes one readable line at a time; `env` is asked for anew for
+    each command: a role's credentials last an hour, and an adoption may wait half of it before an apply begins."""
 
     def __init__(
         self,
         files: WorkDir,
-        env: Mapping[str, str],
+        env: Callable[[], Mapping[str, str]],
         *,
         say: Callable[[str], None],
         lock_timeout_s: int,
     ) -> None:
         self.copy = files.copy
-        self.env = {**env, "TF_DATA_DIR": str(files.data)}
+        self._env, self._data = env, str(files.data)
         self.say = say
         self.lock_timeout_s = lock_timeout_s
         #: Whether the lock of a terraform of ours that died was released: until then nobody else wrote the state.
         self.released_own_lock = False
+        #: Whether the last command with steps may have begun one of them.
+        self._stepped = False
         #: user@host -> what is known of work of ours on another worker, for a message on a lock that it holds.
         self.holders: Callable[[], Mapping[str, str]] = dict
         self._left_file = files.path / "left"
@@ -73,34 +82,53 @@ class TerraformRunner:
     def owner(self, owner: Mapping[str, Any]) -> None:
         self._process.owner = dict(owner)
 
+    def env(self) -> dict[str, str]:
+        """terraform's environment, as it is now."""
+        return {**environment(self._env()), "TF_DATA_DIR": self._data}
+
     def stop(self) -> None:
-        """Ask a running command to end properly (one SIGINT). For an operator's on_kill; returns at once."""
+        """Ask a running command to end properly (one SIGINT), and begin no other. For an operator's on_kill; returns at
+        once."""
         self._process.stop()
 
     def binary(self) -> str:
         """Path of terraform: the variable TERRAFORM, else PATH. Raises `ToolMissing` also for one that is too old."""
         if self._binary is None:
-            named = self.env.get("TERRAFORM") or os.environ.get("TERRAFORM") or "terraform"
-            found = shutil.which(named, path=self.env.get("PATH"))
+            env = self.env()
+            named = env.get("TERRAFORM") or os.environ.get("TERRAFORM") or "terraform"
+            found = shutil.which(named, path=env.get("PATH"))
             hint = "Install terraform 1.11 or newer on the worker, or name it in the variable TERRAFORM"
             if found is None:
                 raise ToolMissing(f"terraform is not there: {named!r} is not an executable on PATH", hint=hint)
-            version = _version(found, self.env)
+            version = _version(found, env)
             if version is None or version < MINIMUM_VERSION:
                 shown = ".".join(map(str, version)) if version else "an unknown version"
                 raise ToolMissing(f"{found} is {shown}; 1.11 or newer is needed", reason="tool-too-old", hint=hint)
             self._binary = found
         return self._binary
 
-    def _events(self, name: str, argv: list[str], total: int = 0, good: tuple[int, ...] = (0,)) -> Progress:
-        """Run a command that locks the state with `-json`; raises what its diagnostics amount to."""
+    def _events(
+        self, name: str, argv: list[str], total: int = 0, good: tuple[int, ...] = (0,), *, lock: bool = True
+    ) -> Progress:
+        """Run a command that takes `-json`; raises what its diagnostics amount to.
+
+        :param lock: hold the state's lock meanwhile, as whoever writes it must
+        """
+        self._stepped = False
 
         def attempt(lock_timeout_s: int) -> tuple[Ended, list[Diagnostic], Progress]:
             progress = Progress(total)
-            locking = f"-lock-timeout={lock_timeout_s}s"
+            locking = f"-lock-timeout={lock_timeout_s}s" if lock else "-lock=false"
             ended = self._run(name, [*argv[:1], "-json", locking, *argv[1:]], self._shown(progress))
+            # It says so before it does; one that a signal has ended may have had no time to.
+            self._stepped = progress.started or not 0 <= ended.status < _BY_SIGNAL
             return ended, progress.errors, progress
 
+        if not lock:
+            ended, errors, progress = attempt(0)
+            if ended.status not in good:
+                raise self._error(name, errors, ended)
+            return progress
         return self._past_own_lock(name, attempt, good)
 
     def _text(self, name: str, argv: list[str]) -> str:
@@ -108,7 +136,7 @@ class TerraformRunner:
         ended = self._run(name, argv)
         if ended.status != 0:
             raise self._error(name, [], ended)
-        return ended.stdout.read_text(errors="replace")
+        return ended.stdout
 
     def _past_own_lock(
         self, name: str, attempt: Callable[[int], tuple[Ended, list[Diagnostic], _Answer]], good: tuple[int, ...] = (0,)
@@ -132,15 +160,16 @@ class TerraformRunner:
 
     def _run(self, name: str, argv: list[str], on_line: Callable[[str], None] = lambda _: None) -> Ended:
         command = [self.binary(), *argv]
-        env = self.env
-        if argv[0] not in ("show", "output", "state", "force-unlock"):
+        env = self.env()
+        if argv[0] not in (*_TELLS_VALUES, "force-unlock"):
             command[2:2] = ["-input=false"]
         if argv[0] not in ("state", "force-unlock") and "-json" not in argv:
             command[2:2] = ["-no-color"]
         if argv[0] == "apply":
             command = ["/bin/sh", "-c", _APPLY_AND_NOTE, "sh", *command]
             env = env | {"LEFT": str(self._left_file), "PLAN": checksum(Path(argv[-1]))}
-        return self._process.run(name, command, cwd=self.copy, env=env, on_line=on_line)
+        private = argv[0] in _TELLS_VALUES
+        return self._process.run(name, command, cwd=self.copy, env=env, on_line=on_line, private=private)
 
     def _shown(self, progress: Progress) -> Callable[[str], None]:
         def show(raw: str) -> None:
@@ -157,14 +186,14 @@ class TerraformRunner:
                 reason="terraform-interrupted",
                 hint="Run the plan task again: it shows what is left to do",
             )
-        said = ended.stderr or ended.stdout.read_text(errors="replace")
+        said = ended.stderr or ("" if ended.private else ended.stdout)
         if not errors and ended.status in (-9, 137):
             return TerraformUnavailable(
                 f"terraform {name} was killed; what it was making may not be in the state",
                 reason="terraform-killed",
                 hint="The next try looks for it; was the worker out of memory?",
             )
-        where = f"cd {self.copy} && TF_DATA_DIR={self.env['TF_DATA_DIR']} "
+        where = f"cd {self.copy} && TF_DATA_DIR={self._data} "
         return failure(name, errors, said, ended.status, time.time(), where=where, holders=self.holders())
 
     def _unlock(self, lock: LockInfo) -> bool:

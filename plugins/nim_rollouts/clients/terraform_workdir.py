@@ -23,6 +23,9 @@ _INHERITED = re.compile(
     r"^(PATH|HOME|USER|LOGNAME|LANG|LC_ALL|TMPDIR|TEMP|SSL_CERT_FILE|SSL_CERT_DIR|TF_PLUGIN_CACHE_DIR|TF_CLI_CONFIG_FILE"
     r"|AWS_.*|(?i:https?_proxy|no_proxy))$"
 )
+#: With keys that are given none of these may be left of the worker's: a token is of its own keys alone, and a profile
+#: goes before keys.
+_OF_OTHER_KEYS = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE")
 _NEVER_COPIED = shutil.ignore_patterns(".terraform", "*.tfstate", "*.tfstate.*", "*.tfplan", "crash.log")
 LOCK_FILE = ".terraform.lock.hcl"
 _ERRORED = "errored.tfstate"
@@ -143,6 +146,9 @@ def checksum(path: Path) -> str:
 def environment(given: Mapping[str, str]) -> dict[str, str]:
     """terraform's environment: `given`, and what it may see of the worker's own."""
     inherited = {key: value for key, value in os.environ.items() if _INHERITED.match(key)}
+    if "AWS_ACCESS_KEY_ID" in given:
+        for name in _OF_OTHER_KEYS:
+            inherited.pop(name, None)
     config = inherited.get("TF_CLI_CONFIG_FILE")
     if config and not Path(config).is_file():
         # terraform would complain about it before every answer.

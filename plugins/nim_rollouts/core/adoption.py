@@ -25,6 +25,14 @@ AGAIN = frozenset({
 })  # fmt: skip
 
 
+LOG_GROUP = "aws_cloudwatch_log_group"
+
+
+def control_plane_logs(cluster: str) -> str:
+    """Name of the log group that EKS writes a cluster's control plane logs to, and makes where there is none."""
+    return f"/aws/eks/{cluster}/cluster"
+
+
 @dataclass(frozen=True)
 class Creation:
     """A planned creation. `values`: what the plan knows of its arguments; unknown ones are not in it."""

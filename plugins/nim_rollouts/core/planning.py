@@ -8,11 +8,48 @@ planned over unseen.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
 
 from nim_rollouts.core.errors import NeedsHumanError, TerraformFailed
 
 Mark = tuple[str, int]
 """(lineage, serial) of a state; ("", 0) where there is none."""
+
+
+class Plan(Protocol):
+    """What is asked of a plan here."""
+
+    @property
+    def has_changes(self) -> bool: ...
+    @property
+    def changes(self) -> list[tuple[str, str]]: ...
+    @property
+    def lineage(self) -> str: ...
+    @property
+    def serial(self) -> int | None: ...
+    def beyond(self, approved: Iterable[tuple[str, str] | list[str]]) -> list[tuple[str, str]]: ...
+
+
+def left_to_do(approved: Plan, now: Plan, left: Collection[Mark], *, held: bool) -> bool:
+    """Whether anything is left to do of a plan that a try of ours has begun to apply.
+
+    Nothing left is nothing to ask about: a try that was killed after its last step, or whose terraform ended on another
+    worker, has told nobody which state it left.
+
+    :param now: the plan of what is left
+    :param left: states that our own tries of the plan are known to have left
+    :param held: our dead try still held the lock when this one came: nobody else can have written
+    :raises NeedsHumanError: somebody else has moved the state
+    :raises TerraformFailed: what is left is more than what was approved
+    """
+    if not now.has_changes:
+        return False
+    why = moved_by_another((now.lineage, now.serial or 0), (approved.lineage, approved.serial or 0), left, held=held)
+    if why is not None:
+        raise state_moved(why)
+    if beyond := now.beyond(approved.changes):
+        raise plan_changed(beyond)
+    return True
 
 
 def refused(answer: str | None, needed: bool) -> str | None:

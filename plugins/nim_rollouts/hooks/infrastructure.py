@@ -14,6 +14,8 @@ from nim_rollouts.core.environment import Environment
 from nim_rollouts.core.errors import AccessDenied
 
 WORK_VARIABLE = "NIM_ROLLOUTS_WORK"
+#: botocore's words for the role of an EC2 instance, of an ECS task or a pod with pod identity, of a pod with IRSA.
+_SURROUNDINGS = ("iam-role", "container-role", "assume-role-with-web-identity")
 
 
 def open_terraform(
@@ -31,7 +33,7 @@ def open_terraform(
     return Terraform(
         include.path(environment.terraform.root),
         work_folder() / environment.name / purpose,
-        aws_variables(environment),
+        lambda: aws_variables(environment),
         progress=progress,
     )
 
@@ -60,17 +62,20 @@ def variables(environment: Environment) -> dict[str, Any]:
         "cluster_name": environment.cluster.name,
     }
     if "admin_principal_arns" not in given:
-        known["admin_principal_arns"] = [principal(_caller(environment))]
+        known["admin_principal_arns"] = [_administrator(environment)]
     return known | given
 
 
-def principal(arn: str) -> str:
-    """The IAM principal of an identity: EKS access entries name a role, not the session that uses it."""
+def principal(arn: str, role: Callable[[str], str]) -> str:
+    """The IAM principal of an identity: EKS access entries name a role, not the session that uses it.
+
+    :param role: gives the ARN of a role by its name. A session's does not have the role's path, without which EKS knows
+        no such principal
+    """
     session = re.fullmatch(r"arn:(aws[a-z-]*):sts::(\d{12}):(assumed-role|user)/([^/]+)(?:/.*)?", arn)
     if not session:
         return arn
-    kind = "role" if session[3] == "assumed-role" else "user"
-    return f"arn:{session[1]}:iam::{session[2]}:{kind}/{session[4]}"
+    return role(session[4]) if session[3] == "assumed-role" else f"arn:{session[1]}:iam::{session[2]}:user/{session[4]}"
 
 
 def aws_variables(environment: Environment) -> dict[str, str]:
@@ -82,7 +87,10 @@ def aws_variables(environment: Environment) -> dict[str, str]:
 
 
 def aws_credentials(aws_conn_id: str, region: str | None) -> dict[str, str]:
-    """AWS_* variables for a child process, from an Airflow connection. Never logged or recorded.
+    """AWS_* variables for a child process, from an Airflow connection, fetched now. Never logged or recorded.
+
+    Without keys where the connection means the role that the worker runs with: a child finds and renews these as the
+    worker does, while keys that it is given end in the middle of what it does.
 
     :raises AccessDenied: the connection gives no credentials
     """
@@ -91,7 +99,7 @@ def aws_credentials(aws_conn_id: str, region: str | None) -> dict[str, str]:
 
     hook = AwsBaseHook(aws_conn_id=aws_conn_id, client_type="sts", region_name=region)
     try:
-        credentials = hook.get_credentials(region_name=region)
+        result = {} if _renewed(hook) else _keys(hook.get_credentials(region_name=region))
     except (BotoCoreError, AttributeError) as error:
         # boto3 hands out None instead of credentials, which the hook then asks for its parts.
         raise AccessDenied(
@@ -99,17 +107,40 @@ def aws_credentials(aws_conn_id: str, region: str | None) -> dict[str, str]:
             layer="aws",
             hint="Give it keys or a role, or run the worker with a role of its own",
         ) from error
-    result = {"AWS_ACCESS_KEY_ID": credentials.access_key, "AWS_SECRET_ACCESS_KEY": credentials.secret_key}
     if region := hook.region_name:
         result |= {"AWS_REGION": region, "AWS_DEFAULT_REGION": region}
-    if credentials.token:
-        result["AWS_SESSION_TOKEN"] = credentials.token
     endpoint = hook.conn_config.endpoint_url
     return result | ({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})
 
 
-def _caller(environment: Environment) -> str:
+def _keys(credentials: Any) -> dict[str, str]:
+    keys = {"AWS_ACCESS_KEY_ID": credentials.access_key, "AWS_SECRET_ACCESS_KEY": credentials.secret_key}
+    return keys | ({"AWS_SESSION_TOKEN": credentials.token} if credentials.token else {})
+
+
+def _renewed(hook: Any) -> bool:
+    """Whether the connection adds nothing to credentials that the worker's surroundings give and renew."""
+    own = hook.conn_config
+    if own.role_arn or own.profile_name or own.aws_access_key_id:
+        return False
+    found = hook.get_session().get_credentials()
+    return found is not None and found.method in _SURROUNDINGS
+
+
+def _administrator(environment: Environment) -> str:
     from airflow.providers.amazon.aws.hooks.sts import StsHook
+    from botocore.exceptions import ClientError
 
     hook = StsHook(aws_conn_id=environment.aws_conn_id, region_name=environment.region)
-    return str(hook.conn.get_caller_identity()["Arn"])
+
+    def role(name: str) -> str:
+        try:
+            return hook.expand_role(name, region_name=environment.region)
+        except ClientError as error:
+            raise AccessDenied(
+                f"AWS does not tell the ARN of the role {name}, who is to administer the cluster: {error}",
+                layer="aws",
+                hint="Grant it iam:GetRole on itself, or name terraform.variables.admin_principal_arns",
+            ) from error
+
+    return principal(str(hook.conn.get_caller_identity()["Arn"]), role)

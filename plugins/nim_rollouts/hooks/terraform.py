@@ -70,7 +70,10 @@ class TerraformHook(BaseHook):
         from nim_rollouts.hooks.infrastructure import aws_credentials, work_folder
 
         folder = Path(self.work_dir) if self.work_dir else work_folder() / STORE_ROOT / self.state_id
-        env = aws_credentials(self.aws_conn_id, self.region) if self.aws_conn_id else {}
+
+        def env() -> dict[str, str]:
+            return aws_credentials(self.aws_conn_id, self.region) if self.aws_conn_id else {}
+
         return Terraform(
             self.root, folder / purpose, env, self.plugin_dir, progress=progress, lock_timeout_s=self.lock_timeout_s
         )
@@ -137,6 +140,10 @@ class KeptPlans:
     def begin(self, checksum: str, facts: Mapping[str, Any]) -> None:
         """Write down that a try begins, before it does."""
         self.store.put(f"{self._key(checksum)}.begun.json", json.dumps(dict(facts)).encode())
+
+    def not_begun(self, checksum: str) -> None:
+        """The try that was to begin has changed nothing."""
+        self.store.delete(f"{self._key(checksum)}.begun.json")
 
     def left(self, checksum: str) -> set[tuple[str, int]]:
         """(lineage, serial) of the states that tries are known to have left."""

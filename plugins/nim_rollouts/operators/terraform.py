@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nim_rollouts.core import planning
-from nim_rollouts.core.errors import NeedsHumanError, TerraformFailed
+from nim_rollouts.core.errors import NeedsHumanError, NimRolloutsError, TerraformFailed
 from nim_rollouts.operators.base import INTENT, RESULT, Facts, Stage, StageOperator
+from nim_rollouts.operators.stopping import StopsTerraform
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.terraform import Terraform
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
 PLAN_STAGE = "terraform_plan"
 #: Kind of the record that says which state a try of an apply left.
 LEFT = "left"
+#: In an intent: the reason for which terraform has not begun.
+REFUSED = "refused"
 
 
-class TerraformStage(StageOperator):
+class TerraformStage(StopsTerraform, StageOperator):
     """A stage that runs terraform. Stopping the task lets terraform finish what is in flight."""
 
     claim_scopes: ClassVar[tuple[str, ...]] = ("environment",)
@@ -39,17 +42,11 @@ class TerraformStage(StageOperator):
 
         environment = stage.session.environment
         more = {} if purpose is None else {"purpose": purpose}
-        self._terraform = open_terraform(environment, stage.session.include, stage.log.info, **more)
-        self._terraform.owner = {"run": stage.session.run_id, "task": stage.name, "try": stage.try_number}
-        self._terraform.holders = lambda: _elsewhere(stage)
-        self._terraform.init(backend(environment), **({} if lock_file is None else {"lock_file": lock_file}))
-        return self._terraform
-
-    def on_kill(self) -> None:
-        """One interrupt: a second would lose state."""
-        running: Terraform | None = getattr(self, "_terraform", None)
-        if running is not None:
-            running.stop()
+        terraform = self.stoppable(open_terraform(environment, stage.session.include, stage.log.info, **more))
+        terraform.owner = {"run": stage.session.run_id, "task": stage.name, "try": stage.try_number}
+        terraform.holders = lambda: _elsewhere(stage)
+        terraform.init(backend(environment), **({} if lock_file is None else {"lock_file": lock_file}))
+        return terraform
 
 
 class TerraformPlanOperator(TerraformStage):
@@ -96,10 +93,10 @@ class TerraformApplyOperator(TerraformStage):
         if self._was_started(stage, plan):
             stage.log.info("this plan was applied before, in part or whole: planning again")
             return self._again(stage, terraform, plan)
-        self._intend(stage, plan)
+        saved = self._saved(stage, planned["plan_key"])
         with tempfile.TemporaryDirectory(prefix="nim-rollouts-") as folder:
             file = Path(folder) / "plan.tfplan"
-            file.write_bytes(self._saved(stage, planned["plan_key"]))
+            file.write_bytes(saved)
             try:
                 return self._apply(stage, terraform, plan, file)
             except TerraformFailed as error:
@@ -108,16 +105,24 @@ class TerraformApplyOperator(TerraformStage):
                 # None of our tries has begun to apply it: it was not us.
                 raise planning.state_moved("it has changed since it was planned on") from error
 
-    def _apply(self, stage: Stage, terraform: Terraform, plan: PlanSummary, file: Path | None = None) -> Facts:
-        """Apply, and write down which state is left, however that ends."""
+    def _apply(
+        self, stage: Stage, terraform: Terraform, plan: PlanSummary, file: Path | None = None, *, approved: str = ""
+    ) -> Facts:
+        """Apply, and write down which state is left, however that ends. Where terraform has not begun, the next try
+        takes this very plan again: a lock that somebody held is no reason to apply what the files say by then."""
         from nim_rollouts.hooks import interrupted
 
+        intent = self._intend(stage, plan, approved or plan.checksum)
         try:
-            with interrupted.applying(stage.session, plan.checksum):
+            with interrupted.applying(stage.session, plan.checksum, terraform):
                 applied = terraform.apply(file, expect_checksum=plan.checksum)
+        except NimRolloutsError as error:
+            if not terraform.began:
+                stage.intend(intent | {REFUSED: error.reason})
+            raise
         finally:
             left = terraform.left()
-            if left is not None:
+            if left is not None and terraform.began:
                 facts = {"checksum": plan.checksum, "lineage": left.lineage, "serial": left.serial}
                 stage.session.ledger.record(stage.name, stage.try_number, LEFT, facts)
         return self._facts(plan, applied) | {"state_serial": left.serial if left else terraform.state_serial()}
@@ -125,18 +130,10 @@ class TerraformApplyOperator(TerraformStage):
     def _again(self, stage: Stage, terraform: Terraform, approved: PlanSummary) -> Facts:
         told = self._left(stage, terraform, approved)
         plan = self.plan(stage, terraform)
-        now = (plan.lineage, plan.serial or 0)
-        base = (approved.lineage, approved.serial or 0)
-        why = planning.moved_by_another(now, base, told, held=terraform.released_own_lock)
-        if why is not None:
-            raise planning.state_moved(why)
-        if beyond := plan.beyond(approved.changes):
-            raise planning.plan_changed(beyond)
         more = {"checksum": approved.checksum, "replanned": plan.text()}
-        if not plan.has_changes:
+        if not planning.left_to_do(approved, plan, told, held=terraform.released_own_lock):
             return self._facts(approved, None) | more | {"state_serial": plan.serial}
-        self._intend(stage, plan, approved=approved.checksum)
-        return self._apply(stage, terraform, plan) | more
+        return self._apply(stage, terraform, plan, approved=approved.checksum) | more
 
     def plan(self, stage: Stage, terraform: Terraform) -> PlanSummary:
         """What is left to do."""
@@ -144,12 +141,15 @@ class TerraformApplyOperator(TerraformStage):
 
         return interrupted.plan(terraform, stage.session, stage.log.info)
 
-    def _intend(self, stage: Stage, plan: PlanSummary, approved: str = "") -> None:
+    @staticmethod
+    def _intend(stage: Stage, plan: PlanSummary, approved: str) -> Facts:
         """Before terraform is started: which plan, on which state, from which process."""
         from nim_rollouts.clients.terraform_locks import this_worker
 
-        facts = {"checksum": approved or plan.checksum, "applies": plan.checksum, "run_id": stage.session.run_id}
-        stage.intend(facts | {"lineage": plan.lineage, "serial": plan.serial} | this_worker())
+        facts = {"checksum": approved, "applies": plan.checksum, "run_id": stage.session.run_id}
+        facts |= {"lineage": plan.lineage, "serial": plan.serial} | this_worker()
+        stage.intend(facts)
+        return facts
 
     @staticmethod
     def _left(stage: Stage, terraform: Terraform, plan: PlanSummary) -> set[planning.Mark]:
@@ -172,8 +172,9 @@ class TerraformApplyOperator(TerraformStage):
 
     @staticmethod
     def _was_started(stage: Stage, plan: PlanSummary) -> bool:
+        """Whether a try may have changed something by it. One that was killed counts: nobody says that it did not."""
         mine = [one for one in stage.session.ledger.records(stage.name) if one.kind in (INTENT, RESULT)]
-        return any(one.facts.get("checksum") == plan.checksum for one in mine)
+        return any(one.facts.get("checksum") == plan.checksum and REFUSED not in one.facts for one in mine)
 
     @staticmethod
     def _saved(stage: Stage, key: str) -> bytes:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from nim_rollouts.core import planning
-from nim_rollouts.core.errors import TerraformFailed
+from nim_rollouts.core.errors import NimRolloutsError, TerraformFailed
 from nim_rollouts.operators.base import DEFAULT_ARGS, Facts
+from nim_rollouts.operators.stopping import StopsTerraform
 
 if TYPE_CHECKING:
     from nim_rollouts.clients.terraform import Terraform
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from nim_rollouts.hooks.terraform import TerraformHook
 
 
-class RootOperator(BaseOperator):
+class RootOperator(StopsTerraform, BaseOperator):
     """Base of the operators here; what a DAG's tasks of one root have in common can stand in its `default_args`.
 
     :param root: folder of the root module, on every worker (templated)
@@ -84,10 +85,10 @@ class RootOperator(BaseOperator):
     ) -> Terraform:
         """terraform, initialised."""
         ti = context["ti"]
-        self._terraform = hook.client(self.log.info, purpose=purpose)
-        self._terraform.owner = {"dag": ti.dag_id, "run": ti.run_id, "task": ti.task_id, "try": ti.try_number}
-        self._terraform.init(hook.backend, lock_file=lock_file)
-        return self._terraform
+        terraform = self.stoppable(hook.client(self.log.info, purpose=purpose))
+        terraform.owner = {"dag": ti.dag_id, "run": ti.run_id, "task": ti.task_id, "try": ti.try_number}
+        terraform.init(hook.backend, lock_file=lock_file)
+        return terraform
 
     def values(self) -> dict[str, Any]:
         """All variables with their values; the secret ones are fetched here, and go into a private file alone."""
@@ -95,12 +96,6 @@ class RootOperator(BaseOperator):
 
         secret = {name: BaseHook.get_connection(one).password for name, one in self.secret_variables.items()}
         return {**self.variables, **secret}
-
-    def on_kill(self) -> None:
-        """One interrupt: a second would lose state."""
-        running: Terraform | None = getattr(self, "_terraform", None)
-        if running is not None:
-            running.stop()
 
     def told(self, plan: PlanSummary) -> Facts:
         """The plan for the log and for XCom."""
@@ -180,13 +175,17 @@ class RootApplyOperator(RootOperator):
         """Apply the plan, or what is left of it."""
         if hook.kept.begun(plan.checksum):
             return self._again(context, hook, terraform, plan)
+        saved = hook.kept.plan(plan.checksum)
         self._begin(context, hook, plan)
         with tempfile.TemporaryDirectory(prefix="nim-rollouts-") as folder:
             file = Path(folder) / "plan.tfplan"
-            file.write_bytes(hook.kept.plan(plan.checksum))
+            file.write_bytes(saved)
             try:
                 return self._apply(hook, terraform, plan, file, plan.checksum)
-            except TerraformFailed as error:
+            except NimRolloutsError as error:
+                if not terraform.began:
+                    # The next try takes this very plan again, and not what the files say by then.
+                    hook.kept.not_begun(plan.checksum)
                 if error.reason != "plan-stale":
                     raise
                 raise planning.state_moved("it has changed since it was planned on") from error
@@ -201,13 +200,7 @@ class RootApplyOperator(RootOperator):
             if one and (one.checksum in (seen.checksum, "") or hook.kept.is_rest(one.checksum, seen.checksum))
         }
         plan = terraform.plan(self.values(), seen.destruction)
-        base = (seen.lineage, seen.serial or 0)
-        now = (plan.lineage, plan.serial or 0)
-        if why := planning.moved_by_another(now, base, marks, held=terraform.released_own_lock):
-            raise planning.state_moved(why)
-        if beyond := plan.beyond(seen.changes):
-            raise planning.plan_changed(beyond)
-        if not plan.has_changes:
+        if not planning.left_to_do(seen, plan, marks, held=terraform.released_own_lock):
             return {"checksum": seen.checksum, "changed": False, "summary": plan.text()}
         self._begin(context, hook, plan, rest_of=seen.checksum)
         return self._apply(hook, terraform, plan, None, seen.checksum)
@@ -219,7 +212,7 @@ class RootApplyOperator(RootOperator):
         try:
             applied = terraform.apply(file, expect_checksum=plan.checksum)
         finally:
-            if (left := terraform.left()) is not None:
+            if (left := terraform.left()) is not None and terraform.began:
                 hook.kept.leave(checksum, left)
         return applied.as_facts() | {"checksum": checksum, "changed": applied.changed, "summary": applied.text()}
 

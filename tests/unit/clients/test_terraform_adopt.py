@@ -14,7 +14,7 @@ from moto import mock_aws
 
 from nim_rollouts.clients import terraform_adopt
 from nim_rollouts.clients.terraform_adopt import BLOCKS, Adoption
-from nim_rollouts.clients.terraform_lookup import Undetermined, known, look
+from nim_rollouts.clients.terraform_lookup import Undetermined, known, look, written_again
 from nim_rollouts.clients.terraform_plan import ApplySummary, PlanSummary
 from nim_rollouts.core.adoption import AGAIN, Creation
 from nim_rollouts.core.errors import AccessDenied, NeedsHumanError, TerraformUnavailable
@@ -195,6 +195,22 @@ def test_of_eks(type_: str, values: dict[str, str], identifier: str) -> None:
         assert found(FakeEks(), **{"name" if type_ == "aws_eks_cluster" else "cluster_name": "other"}) == []
 
 
+@pytest.mark.parametrize(
+    ("tags", "ours"), [({}, True), ({TAG: "lab"}, True), ({TAG: "other"}, False), ({"team": "audit"}, False)]
+)
+def test_the_log_group_that_eks_made_again_is_ours_by_its_name(
+    tags: dict[str, str], ours: bool, aws: Callable[[str], Any]
+) -> None:
+    assert written_again("lab", "lab", aws) is None
+    aws("logs").create_log_group(logGroupName="/aws/eks/lab/cluster", **({"tags": tags} if tags else {}))
+    aws("logs").create_log_group(logGroupName="/aws/eks/lab-2/cluster")
+    assert written_again("lab", "lab", aws) == ("/aws/eks/lab/cluster" if ours else None)
+    # While a cluster of that name stands, whoever's it is, its group is its own.
+    role = aws("iam").create_role(RoleName="r", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    aws("eks").create_cluster(name="lab", roleArn=role, resourcesVpcConfig={"subnetIds": []})
+    assert written_again("lab", "lab", aws) is None
+
+
 class FakeTerraform:
     """Shows plans one after the other, and notes the import blocks that stood there for each."""
 
@@ -261,6 +277,21 @@ def test_nothing_there_is_one_plan_and_no_blocks_of_an_earlier_try(aws: Callable
     terraform = FakeTerraform(tmp_path, plan(planned("aws_vpc")))
     (terraform.copy / BLOCKS).write_text("import {}")
     assert adoption(terraform, aws).plan().imports == [] and terraform.seen == [""]
+
+
+def test_the_log_group_of_before_is_taken_over_and_nothing_else_looked_for(
+    aws: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """No apply was interrupted: what else stands there with the environment's tag is not this plan's to take."""
+    make_network(aws)
+    logs, vpc = planned("aws_cloudwatch_log_group", name="/aws/eks/lab/cluster"), planned("aws_vpc")
+    other = planned("aws_cloudwatch_log_group", name="/aws/eks/lab/other") | {"address": "aws_cloudwatch_log_group.b"}
+    taken = planned("aws_cloudwatch_log_group", "update", "/aws/eks/lab/cluster", name="/aws/eks/lab/cluster")
+    terraform, said = FakeTerraform(tmp_path, plan(logs, other, vpc), plan(taken, other, vpc)), list[str]()
+    found = Adoption(terraform, {}, aws, said.append, interrupted=False, logs="/aws/eks/lab/cluster").plan()  # type: ignore[arg-type]
+    assert found.imports == ["aws_cloudwatch_log_group.this"] and len(terraform.seen) == 2
+    assert terraform.seen[1].count("import {") == 1 and '"/aws/eks/lab/cluster"' in terraform.seen[1]
+    assert len(said) == 1 and said[0].startswith("made again by EKS for its last logs, unknown to the state: aws_cl")
 
 
 def test_two_of_a_kind_are_a_persons_business_unless_terraform_told_which(

@@ -15,6 +15,7 @@ from nim_rollouts.core.errors import (
     TerraformFailed,
     TerraformUnavailable,
 )
+from nim_rollouts.operators.retry import RETRIES
 
 
 def hook(kind: str, address: str, action: str, seconds: int | None = None) -> str:
@@ -159,3 +160,12 @@ def test_a_lock_names_what_is_known_of_its_holder_and_the_exact_command() -> Non
     error = failure("plan", [LOCKED], "", 1, 1795464239.32 + 60, where="cd /w && ", holders=known)
     assert "airflow@worker-1 since 2026-11-23 20:03:59" in error.message and "try 1 of terraform_apply" in error.message
     assert "`cd /w && terraform force-unlock 7a3dee47-c2fe`" in error.hint
+
+
+def test_a_lock_of_ours_elsewhere_is_waited_for_as_long_as_an_apply_takes() -> None:
+    """Ours can be an apply that a dead worker left, which waits for a cluster; a stranger's may be a plan."""
+    known = {"airflow@worker-1": "there try 1 of terraform_apply has worked"}
+    ours = failure("plan", [LOCKED], "", 1, 1795464239.32 + 60, holders=known)
+    assert isinstance(ours, TerraformUnavailable) and RETRIES * (ours.retry_after_s or 0) >= 40 * 60
+    theirs = failure("plan", [LOCKED], "", 1, 1795464239.32 + 60)
+    assert isinstance(theirs, TerraformUnavailable) and theirs.retry_after_s == 60

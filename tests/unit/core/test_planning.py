@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nim_rollouts.core.planning import Mark, moved_by_another, refused
+from nim_rollouts.clients.terraform_plan import PlanSummary
+from nim_rollouts.core.errors import NeedsHumanError, TerraformFailed
+from nim_rollouts.core.planning import Mark, left_to_do, moved_by_another, refused
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,29 @@ BASE: Mark = ("l-1", 7)
 def test_a_state_is_ours_only_where_that_is_known(now: Mark, left: list[Mark], held: bool, moved: str | None) -> None:
     why = moved_by_another(now, BASE, left, held=held)
     assert why is None if moved is None else (why is not None and moved in why)
+
+
+def a_plan(*changes: tuple[str, str], serial: int = 7) -> PlanSummary:
+    return PlanSummary(list(changes), 0, 0, 0, 0, "sum", bool(changes), lineage="l-1", serial=serial)
+
+
+SEEN = a_plan(("aws_vpc.a", "create"), ("aws_vpc.b", "create"))
+
+
+@pytest.mark.parametrize("serial", [7, 9])
+def test_nothing_left_to_do_asks_for_nobody(serial: int) -> None:
+    assert left_to_do(SEEN, a_plan(serial=serial), [], held=False) is False
+
+
+def test_what_is_left_is_within_what_was_approved_on_a_state_of_ours() -> None:
+    rest = a_plan(("aws_vpc.b", "create"), serial=9)
+    assert left_to_do(SEEN, rest, [("l-1", 9)], held=False) is True
+    with pytest.raises(NeedsHumanError) as moved:
+        left_to_do(SEEN, rest, [], held=False)
+    assert moved.value.reason == "state-moved"
+    with pytest.raises(TerraformFailed, match="delete aws_vpc.a") as beyond:
+        left_to_do(SEEN, a_plan(("aws_vpc.a", "delete")), [], held=False)
+    assert beyond.value.reason == "plan-changed"
 
 
 def test_the_first_apply_of_all_may_have_made_the_lineage() -> None:

@@ -244,6 +244,8 @@ def a_generous_account(monkeypatch: pytest.MonkeyPatch) -> None:
     """AWS is not asked: every quota is large, and nothing runs."""
     monkeypatch.setattr("nim_rollouts.hooks.quotas.limits", lambda environment, codes: dict.fromkeys(codes, 768.0))
     monkeypatch.setattr("nim_rollouts.hooks.quotas.running", lambda environment: [])
+    # And EKS has written no log group again.
+    monkeypatch.setattr("nim_rollouts.hooks.interrupted._logs", lambda environment, client, say: None)
 
 
 @pytest.fixture(autouse=True)

@@ -125,7 +125,7 @@ def test_a_destruction_that_was_killed_after_its_last_step_leaves_no_mark(
     left = [SimpleNamespace(has_changes=True), SimpleNamespace(has_changes=False)]
     monkeypatch.setattr(teardown_terraform, "_plan", lambda stage, terraform: left.pop(0))
     stage = down.stage("terraform_destroy", deployment="")
-    with pytest.raises(KeyboardInterrupt), interrupted.applying(stage.session, "sum1"):
+    with pytest.raises(KeyboardInterrupt), interrupted.applying(stage.session, "sum1", SimpleNamespace(began=True)):  # type: ignore[arg-type]
         raise KeyboardInterrupt
     destroy = teardown_terraform.TerraformDestroyOperator(task_id="terraform_destroy")
     destroy.plan(stage, SimpleNamespace())  # type: ignore[arg-type]

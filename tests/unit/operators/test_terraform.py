@@ -12,8 +12,15 @@ from nim_rollouts.clients.approvals import Answer, write_answer
 from nim_rollouts.clients.terraform import StateMark
 from nim_rollouts.clients.terraform_locks import whoami
 from nim_rollouts.clients.terraform_plan import ApplySummary, PlanSummary
-from nim_rollouts.core.errors import NeedsHumanError, Superseded, TerraformFailed, TerraformUnavailable
-from nim_rollouts.hooks.infrastructure import principal
+from nim_rollouts.core.errors import (
+    NeedsHumanError,
+    NimRolloutsError,
+    Superseded,
+    TerraformFailed,
+    TerraformUnavailable,
+)
+from nim_rollouts.hooks import interrupted as interrupted_hook
+from nim_rollouts.hooks.interrupted import interrupted
 from nim_rollouts.operators.terraform import TerraformApplyOperator, TerraformDriftOperator, TerraformPlanOperator
 from tests.unit.operators.conftest import World
 
@@ -23,7 +30,8 @@ class FakeTerraform:
 
     def __init__(self, folder: Path, *plans: list[tuple[str, str]]) -> None:
         self.folder, self.plans, self.calls = folder, list(plans), []
-        self.fails: list[Exception] = []
+        self.fails: list[BaseException] = []
+        self.began = False
         self.state, self.released_own_lock = StateMark("l-1", 7), False
         self.after: StateMark | None = None
         self.brought_home: StateMark | None = None
@@ -60,8 +68,11 @@ class FakeTerraform:
         return self.after
 
     def apply(self, plan_file: Any = None, *, expect_checksum: str | None = None) -> ApplySummary:
+        self.began = True
         if self.fails:
-            raise self.fails.pop(0)
+            error = self.fails.pop(0)
+            self.began = getattr(error, "reason", "") not in ("plan-stale", "plan-changed", "state-locked")
+            raise error
         self.calls.append(f"apply {Path(plan_file).read_text() if plan_file else 'own'} {expect_checksum}")
         return ApplySummary([("aws_vpc.this", "create", 1.0)], 1, 0, 0, 1.0)
 
@@ -150,6 +161,70 @@ def test_a_state_that_somebody_else_moved_since_the_plan_is_refused(
     assert not [call for call in terraform.calls if call.startswith("apply")]
 
 
+REFUSALS = [
+    TerraformUnavailable("somebody holds the lock", reason="state-locked"),
+    TerraformFailed("tampered with", reason="plan-changed"),
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda error: error.reason)
+def test_what_terraform_has_not_begun_is_applied_as_it_was_planned(
+    refusal: NimRolloutsError, world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as the files say by then: that nobody has seen, or approved."""
+    terraform.plans = [VPC]
+    terraform.fails = [refusal]
+    planned = plan(world, monkeypatch)
+    with pytest.raises(type(refusal)):
+        apply(world, monkeypatch)
+    assert world.session().facts("terraform_apply", "intent")["refused"] == refusal.reason
+    assert interrupted(world.session()) is None, "nothing was made that a later plan would have to look for"
+    assert apply(world, monkeypatch, 2)["changed"] is True
+    assert terraform.calls.count("plan") == 1 and terraform.calls[-1] == f"apply {VPC} {planned['checksum']}"
+
+
+def test_a_saved_plan_that_is_not_there_begins_nothing(
+    world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terraform.plans = [VPC]
+    planned, store = plan(world, monkeypatch), world.session().store
+    saved = store.get(planned["plan_key"])
+    store.delete(planned["plan_key"])
+    with pytest.raises(TerraformFailed) as refused:
+        apply(world, monkeypatch)
+    assert saved and refused.value.reason == "plan-missing"
+    store.put(planned["plan_key"], saved)
+    assert apply(world, monkeypatch, 2)["changed"] is True
+    assert terraform.calls[-1] == f"apply {VPC} {planned['checksum']}"
+
+
+def test_a_try_that_was_killed_before_terraform_told_anything_may_have_begun(
+    world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terraform.plans = [VPC, VPC]
+    terraform.fails = [KeyboardInterrupt()]
+    plan(world, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        apply(world, monkeypatch)
+    assert interrupted(world.session()) is not None
+    terraform.plans = [VPC]
+    monkeypatch.setattr(interrupted_hook, "plan", lambda terraform, *_, **__: terraform.plan({}))
+    assert apply(world, monkeypatch, 2)["changed"] is True
+    assert terraform.calls[-2:] == [
+        "plan",
+        f"apply own {world.session().facts('terraform_apply', 'intent')['applies']}",
+    ]
+
+
+def test_nothing_left_to_do_is_success_whatever_the_state_is(
+    world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the lock was gone and before it was noted which state is left; or at work on another worker."""
+    cut_off(world, terraform, monkeypatch)
+    terraform.plans, terraform.state = [[]], StateMark("l-1", 9)
+    assert apply(world, monkeypatch, 2)["changed"] is False
+
+
 def test_a_retry_goes_on_only_within_what_was_planned(
     world: World, terraform: FakeTerraform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,19 +247,6 @@ def test_a_run_that_lost_the_environment_does_not_touch_it(
     world.accepted(run_id="manual__2")
     with pytest.raises(Superseded):
         apply(world, monkeypatch)
-
-
-@pytest.mark.parametrize(
-    ("identity", "named"),
-    [
-        ("arn:aws:sts::123456789012:assumed-role/airflow/i-0abc", "arn:aws:iam::123456789012:role/airflow"),
-        ("arn:aws:sts::123456789012:user/ada", "arn:aws:iam::123456789012:user/ada"),
-        ("arn:aws:iam::123456789012:user/ada", "arn:aws:iam::123456789012:user/ada"),
-        ("arn:aws-cn:sts::123456789012:assumed-role/a/b", "arn:aws-cn:iam::123456789012:role/a"),
-    ],
-)
-def test_an_access_entry_names_the_role_not_its_session(identity: str, named: str) -> None:
-    assert principal(identity) == named
 
 
 TWO = [*VPC, ("aws_subnet.a", "create")]

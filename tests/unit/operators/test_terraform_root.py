@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from nim_rollouts.clients.terraform import StateMark
-from nim_rollouts.core.errors import NeedsHumanError, TerraformFailed, TerraformUnavailable
+from nim_rollouts.core.errors import NeedsHumanError, NimRolloutsError, TerraformFailed, TerraformUnavailable
 from nim_rollouts.hooks.terraform import TerraformHook
 from nim_rollouts.operators import terraform_root as tf
-from tests.unit.operators.test_terraform import VPC, FakeTerraform
+from tests.unit.operators.test_terraform import REFUSALS, VPC, FakeTerraform
 
 CREATE_TWO = [*VPC, ("aws_subnet.a", "create")]
 
@@ -60,6 +60,7 @@ def test_a_plan_without_changes_starts_nothing(tmp_path: Path, terraform: FakeTe
     [
         ([("aws_subnet.a", "create")], 9, True, None),
         ([], 9, True, None),
+        ([], 9, False, None),  # nothing left to do: no matter which state that is
         ([("aws_subnet.a", "delete")], 9, True, "plan-changed"),
         ([("aws_subnet.a", "create")], 9, False, "state-moved"),
     ],
@@ -82,12 +83,25 @@ def test_a_retry_after_its_own_interrupted_apply(
     assert not [call for call in terraform.calls if call.startswith("apply")]
 
 
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda error: error.reason)
+def test_what_terraform_has_not_begun_is_applied_as_it_was_planned(
+    refusal: NimRolloutsError, tmp_path: Path, terraform: FakeTerraform
+) -> None:
+    terraform.plans = [VPC]
+    planned = run(tf.RootPlanOperator, tmp_path)
+    terraform.fails = [refusal]
+    with pytest.raises(type(refusal)):
+        run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])
+    assert run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])["changed"] is True
+    assert terraform.calls.count("plan") == 1 and terraform.calls[-1] == f"apply {VPC} {planned['checksum']}"
+
+
 @pytest.mark.parametrize("ours", [True, False])
 def test_a_third_try_knows_the_state_that_the_second_one_s_terraform_left(
     ours: bool, tmp_path: Path, terraform: FakeTerraform
 ) -> None:
-    """The second try's worker died, its terraform ended well: it noted the plan of the rest, not the first one."""
-    terraform.plans = [CREATE_TWO, CREATE_TWO[1:], []]
+    """The second try's worker died, its terraform ended with an error: it noted the plan of the rest, not the first."""
+    terraform.plans = [CREATE_TWO, CREATE_TWO[1:], CREATE_TWO[1:]]
     planned = run(tf.RootPlanOperator, tmp_path)
     for _ in range(2):
         terraform.fails = [TerraformUnavailable("the worker died")]
@@ -97,7 +111,7 @@ def test_a_third_try_knows_the_state_that_the_second_one_s_terraform_left(
     terraform.state = StateMark("l-1", 9)
     terraform.after = StateMark("l-1", 9, rest if ours else "somebody-elses")
     if ours:
-        assert run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])["changed"] is False
+        assert run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])["changed"] is True
         return
     with pytest.raises(NeedsHumanError) as refused:
         run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])
@@ -110,6 +124,16 @@ def test_a_stale_plan_is_somebody_else_s_doing(tmp_path: Path, terraform: FakeTe
     terraform.fails = [TerraformFailed("stale", reason="plan-stale")]
     with pytest.raises(NeedsHumanError, match="since it was planned on"):
         run(tf.RootApplyOperator, tmp_path, checksum=planned["checksum"])
+
+
+def test_a_task_that_is_stopped_before_it_has_a_terraform_begins_none(tmp_path: Path, terraform: FakeTerraform) -> None:
+    stopped: list[str] = []
+    terraform.stop = lambda: stopped.append("stop")  # type: ignore[attr-defined]
+    operator = tf.RootPlanOperator(task_id="t", root="r", backend={}, plans=str(tmp_path / "plans"))
+    operator.on_kill()
+    terraform.plans = [VPC]
+    operator.execute({"ti": SimpleNamespace(dag_id="any", run_id="manual__1", task_id="t", try_number=1)})
+    assert stopped == ["stop"]
 
 
 def test_destroy_applies_a_kept_plan_of_destruction(tmp_path: Path, terraform: FakeTerraform) -> None:

@@ -19,6 +19,11 @@ override_data {
   values = { account_id = "123456789012" }
 }
 
+override_data {
+  target = data.aws_eks_addon_version.default
+  values = { version = "v1.2.3-eksbuild.4" }
+}
+
 variables {
   environment          = "unit"
   cluster_name         = "unit"
@@ -53,6 +58,14 @@ run "defaults" {
   assert {
     condition     = keys(aws_eks_addon.before_nodes) == ["eks-pod-identity-agent", "kube-proxy", "vpc-cni"] && keys(aws_eks_addon.after_nodes) == ["aws-ebs-csi-driver", "aws-efs-csi-driver", "coredns"]
     error_message = "network and identities before the nodes, pods of their own after"
+  }
+  assert {
+    condition     = aws_eks_node_group.system[0].version == "1.35" && alltrue([for one in data.aws_eks_addon_version.default : one.kubernetes_version == "1.35"])
+    error_message = "nodes and add-ons are of the cluster's version"
+  }
+  assert {
+    condition     = alltrue([for one in merge(aws_eks_addon.before_nodes, aws_eks_addon.after_nodes) : one.addon_version == "v1.2.3-eksbuild.4"])
+    error_message = "EKS's default, where no version is given"
   }
   assert {
     condition     = jsondecode(aws_eks_addon.after_nodes["aws-ebs-csi-driver"].configuration_values).controller.extraVolumeTags["nim-rollouts/environment"] == "unit"
