@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from nim_rollouts.clients.access import ClusterAccess
 from rehearsal import supervisor, toolbox
 from rehearsal.config import Rehearsal
 from rehearsal.parts import Part, marked_ready
+from tests.rehearsal.aws_standin import client
 
 
 class Plane:
@@ -48,6 +50,18 @@ class Plane:
         process.send_signal(number)
         process.wait(5)
         (self.r.state / "ready" / name).unlink(missing_ok=True)
+
+    @property
+    def access(self) -> ClusterAccess:
+        """The cluster's admin."""
+        return ClusterAccess(self.r.url("apiserver"), self.r.ca.read_text(), lambda: self.r.admin_token)
+
+    def file_system(self, token: str) -> str:
+        """A file system that volumes can be made on; its id."""
+        made = str(client(self.r, "efs").create_file_system(CreationToken=token)["FileSystemId"])
+        subnet = client(self.r, "ec2").describe_subnets()["Subnets"][0]["SubnetId"]
+        client(self.r, "efs").create_mount_target(FileSystemId=made, SubnetId=subnet)
+        return made
 
     def close(self) -> None:
         self._supervisor.end()

@@ -23,6 +23,26 @@ from tests.rehearsal import terraform_tries
 from tests.rehearsal.aws_standin import ROOT, client
 
 STATE, STORE = "state", "ledger"
+#: What a small root of a test begins with, so that the pipelines' operators can work with it.
+HEAD = """
+terraform {
+  required_providers {
+    aws = { source = "hashicorp/aws" }
+  }
+  backend "s3" {
+    use_lockfile = true
+  }
+}
+variable "environment" { type = string }
+variable "region" { default = "" }
+variable "cluster_name" { default = "" }
+variable "admin_principal_arns" { default = [] }
+provider "aws" {
+  default_tags {
+    tags = { "nim-rollouts/environment" = var.environment }
+  }
+}
+"""
 #: How often Airflow would try again what says of itself that trying again helps.
 TRIES = 4
 #: Seconds that one try may take; on a machine with nothing else to do none takes two minutes.

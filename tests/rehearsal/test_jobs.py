@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from nim_rollouts.clients.access import ClusterAccess
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.resources import Ref
 from nim_rollouts.core.manifests import ROLLOUT
@@ -53,7 +52,7 @@ BENCHMARK = {
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with running(tmp_path_factory.mktemp("jobs")) as plane:
         plane.start_operator()
-        yield Cluster(ClusterAccess(plane.r.url("apiserver"), plane.r.ca.read_text(), lambda: plane.r.admin_token))
+        yield Cluster(plane.access)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
 from nim_rollouts.clients.access import ClusterAccess
@@ -33,19 +32,12 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
 
 @pytest.fixture(scope="module")
 def access(plane: Plane) -> ClusterAccess:
-    return ClusterAccess(plane.r.url("apiserver"), plane.r.ca.read_text(), lambda: plane.r.admin_token)
+    return plane.access
 
 
 @pytest.fixture(scope="module")
 def file_system(plane: Plane) -> str:
-    def client(service: str) -> Any:
-        keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-west-2"}
-        return boto3.client(service, endpoint_url=plane.r.url("aws"), **keys)
-
-    made = str(client("efs").create_file_system(CreationToken="volumes")["FileSystemId"])
-    subnet = client("ec2").describe_subnets()["Subnets"][0]["SubnetId"]
-    client("efs").create_mount_target(FileSystemId=made, SubnetId=subnet)
-    return made
+    return plane.file_system("volumes")
 
 
 @pytest.fixture

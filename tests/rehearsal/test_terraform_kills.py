@@ -15,7 +15,7 @@ from rehearsal.aws.inventory import inventory
 from rehearsal.config import Rehearsal
 from tests.rehearsal.aws_standin import client, start
 from tests.rehearsal.terraform_audit import in_aws, in_state, locks
-from tests.rehearsal.terraform_kills import STATE, Ground, Moment, key, moments
+from tests.rehearsal.terraform_kills import HEAD, STATE, Ground, Moment, key, moments
 
 pytestmark = pytest.mark.skipif(shutil.which("terraform") is None, reason="terraform is not installed")
 
@@ -27,24 +27,9 @@ VICTIMS = ["both", "terraform", "worker", "both", "terraform", "both", "worker",
 LANES = 5
 
 #: Of the kind that `nim_deploy` applies. The provider watches a VPC for ten seconds: until then no state is written.
-SMALL = """
-terraform {
-  required_providers {
-    aws = { source = "hashicorp/aws" }
-  }
-  backend "s3" {
-    use_lockfile = true
-  }
-}
-variable "environment" { type = string }
-variable "region" { default = "" }
-variable "cluster_name" { default = "" }
-variable "admin_principal_arns" { default = [] }
-provider "aws" {
-  default_tags {
-    tags = { "nim-rollouts/environment" = var.environment }
-  }
-}
+SMALL = (
+    HEAD
+    + """
 resource "aws_eip" "this" {
   domain = "vpc"
   tags   = { Name = var.environment }
@@ -57,6 +42,7 @@ resource "aws_cloudwatch_log_group" "this" {
   name = "/test/${var.environment}"
 }
 """
+)
 
 
 @pytest.fixture

@@ -8,35 +8,21 @@ from pathlib import Path
 import pytest
 
 from tests.rehearsal.aws_standin import client, start
-from tests.rehearsal.terraform_kills import Ground
+from tests.rehearsal.terraform_kills import HEAD, Ground
 
 pytestmark = pytest.mark.skipif(shutil.which("terraform") is None, reason="terraform is not installed")
 
 APPLY, DESTROY = ["terraform_plan", "terraform_apply"], ["plan_destroy", "terraform_destroy"]
 GROUP = "/aws/eks/lab/cluster"
-ROOT = """
-terraform {
-  required_providers {
-    aws = { source = "hashicorp/aws" }
-  }
-  backend "s3" {
-    use_lockfile = true
-  }
-}
-variable "environment" { type = string }
-variable "region" { default = "" }
-variable "cluster_name" { type = string }
-variable "admin_principal_arns" { default = [] }
-provider "aws" {
-  default_tags {
-    tags = { "nim-rollouts/environment" = var.environment }
-  }
-}
+ROOT = (
+    HEAD
+    + """
 resource "aws_cloudwatch_log_group" "control_plane" {
   name              = "/aws/eks/${var.cluster_name}/cluster"
   retention_in_days = 30
 }
 """
+)
 
 
 @pytest.mark.slow
