@@ -37,6 +37,8 @@ from nim_rollouts.clients.terraform_locks import held_until, whoami
 from nim_rollouts.core.errors import TerraformUnavailable
 
 _POLL_S = 0.2
+#: Who has said nothing for so long listens to signals by now.
+_SILENT_S = 2.0
 #: Between two tries to get the guard. A stop has to be noticed in it: Airflow kills after five seconds.
 _LOOK_S = 1.0
 
@@ -67,7 +69,10 @@ class TerraformProcess:
         self.owner: dict[str, Any] = {}
         self.grace_s = grace_s
         self._process: subprocess.Popen[bytes] | None = None
-        self._interrupted = False
+        self._output = -1
+        self._began = 0.0
+        # Asked to stop; and whether it has yet to be told.
+        self._interrupted = self._due = False
         # No Event: `stop` is called from a signal handler, in the middle of whatever would hold the Event's own lock.
         self._stopped = False
         self._lock = threading.RLock()
@@ -82,13 +87,34 @@ class TerraformProcess:
         self._interrupt()
 
     def _interrupt(self) -> None:
-        """One SIGINT for the running command: a second one would make terraform drop everything. The whole group gets
-        it, as from a terminal: terraform's plugins expect it and go on until terraform ends them."""
+        """One SIGINT for the running command, as soon as it listens: a second one would make terraform drop
+        everything."""
         with self._lock:
             if self._process is not None and self._process.poll() is None and not self._interrupted:
-                self._interrupted = True
-                with suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGINT)
+                self._interrupted = self._due = True
+        self._tell()
+
+    def _tell(self) -> None:
+        """The SIGINT that is due, if the command listens. Before its first word it may not: where SIGINT is ignored, as
+        below a shell's background job, terraform does not hear one that comes too soon.
+
+        The whole group gets it, as from a terminal: terraform's plugins expect it and go on until terraform ends them.
+        """
+        with self._lock:
+            if not self._due or self._process is None:
+                return
+            if self._process.poll() is None and not self._listens():
+                return
+            self._due = False
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGINT)
+
+    def _listens(self) -> bool:
+        try:
+            has_spoken = os.fstat(self._output).st_size > 0
+        except OSError:  # read to its end meanwhile, by the thread that runs the command
+            return True
+        return has_spoken or time.monotonic() - self._began > _SILENT_S
 
     def run(
         self,
@@ -109,11 +135,12 @@ class TerraformProcess:
         self.logs.mkdir(parents=True, exist_ok=True)
         out, err = self.logs / f"{name}.out", self.logs / f"{name}.err"
         with _output(out, private) as stdout, _private(err) as stderr, self._forwarding_sigterm():
-            self._interrupted = False
+            self._interrupted = self._due = False
             guard = self._guard()
             try:
                 # Before the process is there: a worker killed at the next instruction leaves a trace of what it began.
                 self._write_record(name, None)
+                self._output, self._began = stdout.fileno(), time.monotonic()
                 self._process = subprocess.Popen(
                     argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
                     start_new_session=True, pass_fds=(guard,),
@@ -125,7 +152,7 @@ class TerraformProcess:
                     # Since it was looked at above; what `stop` could see was still the command before.
                     self._interrupt()
                 self._write_record(name, self._process.pid)
-                status = self._follow(stdout.fileno(), on_line)
+                status = self._follow(on_line)
             except BaseException:
                 # A task timeout, a KeyboardInterrupt, a broken callback: terraform must not be left half-way unasked.
                 self._interrupt()
@@ -137,7 +164,8 @@ class TerraformProcess:
             # Only now: until its end the process writes where we would read.
             stdout.seek(0)
             text = stdout.read().decode(errors="replace")
-        return Ended(status, text, err.read_text(errors="replace"), self._interrupted, private)
+        told = self._interrupted and not self._due
+        return Ended(status, text, err.read_text(errors="replace"), told, private)
 
     def wait_for_earlier(self, patience_s: float, say: Callable[[str], None]) -> None:
         """Wait for a terraform that a dead worker left running here; of one that died itself the record is put away,
@@ -209,13 +237,13 @@ class TerraformProcess:
             ) from None
         return handle
 
-    def _follow(self, out: int, on_line: Callable[[str], None]) -> int:
+    def _follow(self, on_line: Callable[[str], None]) -> int:
         assert self._process is not None
         pending, position = b"", 0
         while True:
             status = self._process.poll()
             # By position: the process goes on writing from the place that both share.
-            while data := os.pread(out, 1 << 20, position):
+            while data := os.pread(self._output, 1 << 20, position):
                 position += len(data)
                 pending += data
             *lines, pending = pending.split(b"\n")
@@ -225,18 +253,18 @@ class TerraformProcess:
                 if pending:
                     on_line(pending.decode(errors="replace"))
                 return status
-            try:
+            self._tell()
+            with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_POLL_S)
-            except subprocess.TimeoutExpired:
-                continue
 
     def _wait_for_end(self) -> None:
+        """One that is not over by then is left running: it holds the guard, so the next command waits for it."""
         assert self._process is not None
-        try:
-            self._process.wait(self.grace_s)
-        except subprocess.TimeoutExpired:
-            # Left running: it holds the guard, so the next command waits for it.
-            return
+        until = time.monotonic() + self.grace_s
+        while self._process.poll() is None and time.monotonic() < until:
+            self._tell()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(min(_POLL_S, self.grace_s))
 
     def _write_record(self, name: str, pid: int | None) -> None:
         now = time.time()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,15 @@ def test_a_stop_between_two_commands_is_not_forgotten(setup: Setup) -> None:
     assert not [call for call in setup.calls() if call["args"][0] == "apply"]  # type: ignore[index]
 
 
+@pytest.fixture(params=[signal.SIG_DFL, signal.SIG_IGN], ids=["in-front", "in-a-background-job"])
+def inherited(request: pytest.FixtureRequest) -> Iterator[None]:
+    """How the worker was started: below a shell's background job SIGINT is ignored, also in what it starts."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("inherited")
 def test_a_stop_while_a_command_is_being_started_reaches_it(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     terraform = setup.terraform()
     terraform.init(BACKEND)
@@ -79,6 +89,7 @@ def test_a_stop_while_a_command_is_being_started_reaches_it(setup: Setup, monkey
     if thread.is_alive():
         os.killpg(begun[0].pid, signal.SIGKILL)
         thread.join()
+    assert (setup.folder / "sigints").read_text() == "1", "it was killed, or has ended before it could listen"
     assert [error.reason for error in caught] == ["terraform-interrupted"]
 
 
