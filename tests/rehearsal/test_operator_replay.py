@@ -17,7 +17,7 @@ from tests.rehearsal.replay.compare import differences
 from tests.rehearsal.replay.drive import Replay
 
 FOLDER = Path(os.environ.get("REPLAY_DIR") or Path(__file__).parents[1] / "recordings")
-SHORT = "cache-ready cache-retry-then-ready service-ready service-image-change service-crashloop pipeline-ready"
+SHORT = "cache-ready service-ready pipeline-ready"
 
 
 def _params() -> list[object]:

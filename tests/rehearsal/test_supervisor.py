@@ -32,6 +32,7 @@ def _command(state: Path, *arguments: str, **more: str) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.slow
 def test_two_rehearsals_stand_side_by_side_and_leave_nothing(tmp_path: Path) -> None:
     states = [tmp_path / "one", tmp_path / "two"]
     try:
@@ -126,6 +127,7 @@ def _rows(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_one_part_is_restarted_and_comes_back(tmp_path: Path) -> None:
     state = tmp_path / "state"
     try:

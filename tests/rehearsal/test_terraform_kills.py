@@ -96,6 +96,7 @@ def test_worker_and_terraform_killed_with_nothing_in_the_state(ground: Ground) -
     assert locks(ground.r, STATE) == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_worker_and_terraform_killed_once_all_is_done_and_the_lock_is_gone(ground: Ground) -> None:
     """terraform's last words: nobody has noted yet which state it left. It is not taken for somebody else's."""
