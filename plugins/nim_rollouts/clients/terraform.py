@@ -14,7 +14,8 @@ import os
 import re
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,17 @@ class Terraform(TerraformRunner):
         or XCom; see `terraform_plan.planned_values`."""
         shown: dict[str, Any] = json.loads(self._text("show", ["show", "-json", str(plan_file or self.plan_file)]))
         return shown
+
+    @contextmanager
+    def saved_plan(self, content: bytes) -> Iterator[Path]:
+        """A plan that was kept elsewhere, as a file for `show` and `apply`. In the work folder: what a killed worker
+        leaves there is overwritten by the next."""
+        file = self.work_dir / "saved.tfplan"
+        write_private(file, content)
+        try:
+            yield file
+        finally:
+            file.unlink(missing_ok=True)
 
     def apply(self, plan_file: str | Path | None = None, *, expect_checksum: str | None = None) -> ApplySummary:
         """Apply exactly the saved plan. With `expect_checksum`, refuse a plan file that is not the one meant."""

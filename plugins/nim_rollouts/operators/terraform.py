@@ -7,7 +7,6 @@ where nothing is in it that the first one did not show.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -94,9 +93,7 @@ class TerraformApplyOperator(TerraformStage):
             stage.log.info("this plan was applied before, in part or whole: planning again")
             return self._again(stage, terraform, plan)
         saved = self._saved(stage, planned["plan_key"])
-        with tempfile.TemporaryDirectory(prefix="nim-rollouts-") as folder:
-            file = Path(folder) / "plan.tfplan"
-            file.write_bytes(saved)
+        with terraform.saved_plan(saved) as file:
             try:
                 return self._apply(stage, terraform, plan, file)
             except TerraformFailed as error:

@@ -10,7 +10,6 @@ stop, a dead worker's lock released only where it is certainly ours, and an appl
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,9 +140,7 @@ class RootShowOperator(RootOperator):
 
         hook = self.hook()
         terraform = self.terraform(context, hook, lock_file=hook.kept.lock_file(self.checksum))
-        with tempfile.TemporaryDirectory(prefix="nim-rollouts-") as folder:
-            file = Path(folder) / "plan.tfplan"
-            file.write_bytes(hook.kept.plan(self.checksum))
+        with terraform.saved_plan(hook.kept.plan(self.checksum)) as file:
             shown = terraform.show(file)
         return self.told(summarise(shown, checksum=self.checksum, plan_file="")) | planned_values(shown)
 
@@ -177,9 +174,7 @@ class RootApplyOperator(RootOperator):
             return self._again(context, hook, terraform, plan)
         saved = hook.kept.plan(plan.checksum)
         self._begin(context, hook, plan)
-        with tempfile.TemporaryDirectory(prefix="nim-rollouts-") as folder:
-            file = Path(folder) / "plan.tfplan"
-            file.write_bytes(saved)
+        with terraform.saved_plan(saved) as file:
             try:
                 return self._apply(hook, terraform, plan, file, plan.checksum)
             except NimRolloutsError as error:

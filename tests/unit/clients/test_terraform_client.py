@@ -223,3 +223,16 @@ def test_a_drift_check_saves_no_plan(setup: Setup) -> None:
     assert "-detailed-exitcode" in setup.last("plan") and not any("-out" in one for one in setup.last("plan"))
     locking = [one for one in setup.last("plan") if one.startswith("-lock")]
     assert locking == ["-lock=false"], "a lock that it left would be in a rollout's way"
+
+
+def test_a_plan_from_elsewhere_lies_in_the_work_folder_for_its_owner_alone_and_no_longer_than_it_is_wanted(
+    setup: Setup,
+) -> None:
+    terraform = setup.terraform()
+    left = setup.folder / "work" / "saved.tfplan"
+    left.parent.mkdir(exist_ok=True)
+    left.write_text("of a worker that was killed")
+    with terraform.saved_plan(b"plan") as file:
+        assert file == left and file.read_bytes() == b"plan"
+        assert file.stat().st_mode & 0o777 == 0o600
+    assert not left.exists()

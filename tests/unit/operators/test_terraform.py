@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,12 @@ class FakeTerraform:
 
     def left(self) -> StateMark | None:
         return self.after
+
+    @contextmanager
+    def saved_plan(self, content: bytes) -> Iterator[Path]:
+        file = self.folder / "saved.tfplan"
+        file.write_bytes(content)
+        yield file
 
     def apply(self, plan_file: Any = None, *, expect_checksum: str | None = None) -> ApplySummary:
         self.began = True
