@@ -93,8 +93,9 @@ class Provisioner:
         found = self.offers()
         means = Means(found, self._limits(), self.short())
         plan = place(waiting, self._candidates(), means, self._zone_use())
-        for node in plan.starts:
-            claim = await world.create("NodeClaim", self._claim(node, found))
+        # All before the first is made: a pool may be deleted while one is.
+        for node, wanted in [(node, self._claim(node, found)) for node in plan.starts]:
+            claim = await world.create("NodeClaim", wanted)
             node.claim = claim["metadata"]["name"]
             log.info("NodeClaim %s for %d pods", node.claim, len(node.pods))
         self.nominated = {target.name or target.claim for _, target in plan.nominations}

@@ -135,10 +135,15 @@ class Provisioner:
     def _class_of(self, claim: Obj) -> Obj | None:
         return self._classes.items.get(("", claim["spec"].get("storageClassName") or ""))
 
+    def _gone(self, claim: Obj) -> bool:
+        live = self._claims.items.get((claim["metadata"]["namespace"], claim["metadata"]["name"]))
+        return live is None or live["metadata"]["uid"] != claim["metadata"]["uid"]
+
     async def _provision(self, claim: Obj) -> None:
         meta = claim["metadata"]
         storage_class = self._class_of(claim)
-        assert storage_class
+        if storage_class is None or self._gone(claim):
+            return  # deleted while this round worked on another object
         name = volume_name(claim)
         about = f'"{meta["namespace"]}/{meta["name"]}"'
         await self._say(claim, "Provisioning", f"External provisioner is provisioning volume for claim {about}")

@@ -20,6 +20,11 @@ from rehearsal.parts import Part, marked_ready
 from tests.rehearsal.aws_standin import client
 
 
+def admin(r: Rehearsal) -> ClusterAccess:
+    """The cluster of a rehearsal, as its admin."""
+    return ClusterAccess(r.url("apiserver"), r.ca.read_text(), lambda: r.admin_token)
+
+
 class Plane:
     """The named parts under a supervisor that only this test drives."""
 
@@ -50,11 +55,6 @@ class Plane:
         process.send_signal(number)
         process.wait(5)
         (self.r.state / "ready" / name).unlink(missing_ok=True)
-
-    @property
-    def access(self) -> ClusterAccess:
-        """The cluster's admin."""
-        return ClusterAccess(self.r.url("apiserver"), self.r.ca.read_text(), lambda: self.r.admin_token)
 
     def file_system(self, token: str) -> str:
         """A file system that volumes can be made on; its id."""

@@ -41,7 +41,7 @@ from nim_rollouts.core.errors import (
 )
 from nim_rollouts.core.spec import Addon, Environment
 from rehearsal.config import Rehearsal
-from tests.rehearsal.plane import Plane, standing
+from tests.rehearsal.plane import Plane, admin, standing
 
 PARTS = {"etcd", "kube-apiserver", "kube-controller-manager", "cluster-setup", "kwok", "aws", "gateway"}
 CHART = "rehearsal/charts/k8s-nim-operator"
@@ -60,7 +60,7 @@ def r(plane: Plane) -> Rehearsal:
 
 @pytest.fixture(scope="module")
 def access(r: Rehearsal) -> ClusterAccess:
-    return ClusterAccess(r.url("apiserver"), r.ca.read_text(), lambda: r.admin_token)
+    return admin(r)
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nim_rollouts.clients.access import ClusterAccess
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.helm_check import Findings, check
 from nim_rollouts.clients.helm_process import HelmProcess
 from nim_rollouts.clients.include import Include
 from rehearsal.config import ROOT, Rehearsal
 from scripts import check_chart
-from tests.rehearsal.plane import standing
+from tests.rehearsal.plane import admin, standing
 from tests.rehearsal.releases import PARTS, write_chart
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -46,7 +45,7 @@ def binary(r: Rehearsal, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cluster(r: Rehearsal) -> Cluster:
-    return Cluster(ClusterAccess(r.url("apiserver"), r.ca.read_text(), lambda: r.admin_token))
+    return Cluster(admin(r))
 
 
 def _checked(binary: Path, cluster: Cluster, chart: Path, values: Path, name: str) -> Findings:

@@ -32,7 +32,7 @@ from nim_rollouts.core.errors import (
 )
 from rehearsal.config import Rehearsal
 from tests.rehearsal.chart_sources import Registry, classic
-from tests.rehearsal.plane import standing
+from tests.rehearsal.plane import admin, standing
 from tests.rehearsal.releases import PARTS, Bench, letting_in, write_chart
 
 pytestmark = pytest.mark.timeout(120)
@@ -46,7 +46,7 @@ def r(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
 
 @pytest.fixture(scope="module")
 def cluster(r: Rehearsal) -> Cluster:
-    return Cluster(ClusterAccess(r.url("apiserver"), r.ca.read_text(), lambda: r.admin_token))
+    return Cluster(admin(r))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from nim_rollouts.core.names import Names
 from nim_rollouts.core.verdicts.objects import is_deleting, is_true
 from nim_rollouts.hooks import jobs
 from nim_rollouts.operators.model import ApplyServiceOperator
+from tests.rehearsal.plane import admin
 from tests.rehearsal.replay.plane import running
 
 NAMES = Names("default", "c", "s", "d", "d-bench", "d-bench")
@@ -52,7 +53,7 @@ BENCHMARK = {
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with running(tmp_path_factory.mktemp("jobs")) as plane:
         plane.start_operator()
-        yield Cluster(plane.access)
+        yield Cluster(admin(plane.r))
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import yaml
 
-from nim_rollouts.clients.access import ClusterAccess
 from nim_rollouts.clients.cluster import Cluster
 from nim_rollouts.clients.helm import Helm
 from nim_rollouts.clients.include import Include
@@ -27,7 +26,7 @@ from nim_rollouts.core.addons import Addon
 from rehearsal import own_operator, toolbox
 from rehearsal.config import ROOT, Rehearsal
 from scripts.setup import environments, machine
-from tests.rehearsal.plane import standing
+from tests.rehearsal.plane import admin, standing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
@@ -111,7 +110,7 @@ def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             patch.setenv(own_operator.CRDS_ENV, str(crds))
         with standing(tmp_path_factory.mktemp("plane"), PARTS, {"image_pull": 0.1}) as plane:
             r = plane.r
-            cluster = Cluster(ClusterAccess(r.url("apiserver"), r.ca.read_text(), lambda: r.admin_token))
+            cluster = Cluster(admin(r))
             room = {"cpu": "8", "memory": "32Gi", "pods": "110"}
             cluster.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "one"},
                            "status": {"capacity": room, "allocatable": room}})  # fmt: skip

@@ -14,7 +14,7 @@ from nim_rollouts.clients.cluster import Cluster, ref
 from nim_rollouts.clients.include import Include
 from nim_rollouts.core.errors import LeftoversFound
 from nim_rollouts.operators.teardown_volumes import refuse_volumes
-from tests.rehearsal.plane import Plane, standing
+from tests.rehearsal.plane import Plane, admin, standing
 from tests.rehearsal.test_verify_platform import ENVIRONMENT, Live, until
 from tests.unit.operators.conftest import ROOT
 
@@ -32,7 +32,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
 
 @pytest.fixture(scope="module")
 def access(plane: Plane) -> ClusterAccess:
-    return plane.access
+    return admin(plane.r)
 
 
 @pytest.fixture(scope="module")

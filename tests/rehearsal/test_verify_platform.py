@@ -32,7 +32,7 @@ from nim_rollouts.triggers.plans import plan_for
 from nim_rollouts.triggers.watching import Outcome, wait_in_worker, watch_until
 from rehearsal import faults
 from rehearsal.karpenter import local
-from tests.rehearsal.plane import Plane, standing
+from tests.rehearsal.plane import Plane, admin, standing
 from tests.unit.operators.conftest import ROOT, World
 
 pytestmark = pytest.mark.slow
@@ -110,7 +110,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
 
 @pytest.fixture(scope="module")
 def access(plane: Plane) -> ClusterAccess:
-    return plane.access
+    return admin(plane.r)
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import boto3
 import pytest
 from moto import mock_aws
 
+from rehearsal import faults
 from rehearsal.storage import access_points, volumes
 from rehearsal.storage.access_points import AccessPoints, DriverError, wanted
+from rehearsal.storage.provisioner import Provisioner
 
 BASE = {"provisioningMode": "efs-ap", "fileSystemId": "fs-1", "directoryPerms": "770", "uid": "1000", "gid": "2000"}
 
@@ -68,6 +73,36 @@ def test_whose_turn_a_claim_is() -> None:
     leaving["metadata"]["deletionTimestamp"] = "now"
     assert not volumes.wants_volume(bound, storage_class())
     assert not volumes.wants_volume(leaving, storage_class())
+
+
+async def test_what_is_deleted_while_another_object_is_worked_on_gets_no_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round works on one object after the other: a class or a claim may be deleted meanwhile."""
+    kube = mock.AsyncMock()
+    kube.cache = lambda path: SimpleNamespace(items={})
+    r: Any = SimpleNamespace(timing=lambda name, default: 0, path=lambda name: tmp_path)
+    points: Any = mock.Mock(create=mock.Mock(return_value="fsap-1"))
+    loop = Provisioner(r, kube, points)
+    loop._sweep = False
+    monkeypatch.setattr(faults, "get", lambda r, name: None)
+    parameters = {"provisioningMode": "efs-ap", "fileSystemId": "fs-1"}
+    for name in ("first", "claimless", "classless"):
+        loop._classes.items["", name] = {**storage_class(parameters=parameters), "metadata": {"name": name}}
+        wants = {**claim(), "kind": "PersistentVolumeClaim"}
+        wants["metadata"] = {**wants["metadata"], "name": name, "uid": name}
+        wants["spec"] = {**wants["spec"], "storageClassName": name}
+        loop._claims.items["ns", name] = wants
+
+    async def event(obj: dict[str, Any], **_: Any) -> None:
+        assert obj["metadata"]["name"] == "first"
+        loop._classes.items.pop(("", "classless"), None)
+        loop._claims.items.pop(("ns", "claimless"), None)
+
+    kube.event = event
+    assert await loop._round() is None, "and nothing is to be tried again"
+    assert [call.args[1]["metadata"]["name"] for call in kube.create.call_args_list] == ["pvc-first"]
+    assert points.create.call_count == 1
 
 
 def test_a_volume_is_for_its_claim_alone() -> None:
