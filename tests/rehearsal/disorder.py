@@ -42,19 +42,19 @@ class Cluster:
         self._session.trust_env = False
         self._session.headers["Authorization"] = f"Bearer {live.r.admin_token}"
 
-    def list(self, path: str, query: dict[str, str] | None = None) -> list[Obj]:
+    def items(self, path: str, query: dict[str, str] | None = None) -> list[Obj]:
         """The objects of a collection below its API path; none where the kind is not served."""
         answer = self._session.get(self._base + path, params=query, timeout=5)
         return list(answer.json()["items"]) if answer.ok else []
 
     def pods(self, namespace: str = NAMESPACE) -> list[Obj]:
-        return self.list(f"/api/v1/namespaces/{namespace}/pods")
+        return self.items(f"/api/v1/namespaces/{namespace}/pods")
 
     def nim(self, plural: str) -> list[Obj]:
-        return self.list(f"/apis/{NIM}/v1alpha1/namespaces/{NAMESPACE}/{plural}")
+        return self.items(f"/apis/{NIM}/v1alpha1/namespaces/{NAMESPACE}/{plural}")
 
     def events(self, namespace: str = NAMESPACE) -> list[Obj]:
-        return self.list(f"/api/v1/namespaces/{namespace}/events")
+        return self.items(f"/api/v1/namespaces/{namespace}/events")
 
 
 # Evidence: what somebody with kubectl could have seen
@@ -330,7 +330,7 @@ def no_nodes(live: Live) -> None:
     """Wait until the last case's GPU node has been given back: a download would find it still there."""
     cluster = Cluster(live)
     with_gpus = {"labelSelector": "accelerator=nvidia"}
-    until(lambda: not cluster.list("/api/v1/nodes", with_gpus), "the empty nodes to go", 90)
+    until(lambda: not cluster.items("/api/v1/nodes", with_gpus), "the empty nodes to go", 90)
 
 
 def remove_models(live: Live) -> None:
@@ -345,7 +345,7 @@ def remove_models(live: Live) -> None:
         lambda: (
             not any(p["metadata"]["name"].startswith(DEPLOYMENT) for p in cluster.pods())
             and not cluster.nim("nimcaches")
-            and not cluster.list(f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims")
+            and not cluster.items(f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims")
         ),
         "the models to be gone",
         90,

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -219,7 +220,7 @@ def test_no_template_field_can_hold_a_secret(dags: dict) -> None:
             assert set(task.template_fields) <= allowed
 
 
-def _attribute(task: object, name: str) -> object:
+def _attribute(task: object, name: str) -> Any:
     """Of a mapped task from what it is made with."""
     partial = getattr(task, "partial_kwargs", None)
     return partial[name] if partial is not None else getattr(task, name)

@@ -8,7 +8,7 @@ objects, and is woken by, and shown, only those that may have to do with what it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable, Iterable
+from collections.abc import AsyncGenerator, Hashable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -285,7 +285,7 @@ async def snapshots(
     *,
     tick_s: float = 15.0,
     about: Iterable[str] | None = None,
-) -> AsyncIterator[Snapshot | None]:
+) -> AsyncGenerator[Snapshot | None, None]:
     """A snapshot at each change, None after every `tick_s` seconds without one (for deadlines and progress lines)."""
     async with Watch(access, kinds, namespace, about=about) as watch:
         while True:

@@ -112,7 +112,13 @@ def test_refusals(registry: Any, step: str, status: int, error: type[NimRollouts
     ],
 )
 def test_each_refusal_is_its_own(
-    registry: Any, step: str, status: int, headers: dict[str, str], error: type, layer: str, retryable: bool
+    registry: Any,
+    step: str,
+    status: int,
+    headers: dict[str, str],
+    error: type[NimRolloutsError],
+    layer: str,
+    retryable: bool,
 ) -> None:
     registry.answers[step] = (status, headers)
     with pytest.raises(error) as caught:

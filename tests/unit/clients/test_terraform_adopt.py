@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
-from nim_rollouts.clients import terraform_adopt
 from nim_rollouts.clients.terraform_adopt import BLOCKS, Adoption
 from nim_rollouts.clients.terraform_lookup import Undetermined, known, look, written_again
 from nim_rollouts.clients.terraform_plan import ApplySummary, PlanSummary
@@ -336,8 +336,8 @@ def test_what_comes_up_is_waited_for_and_what_failed_is_a_persons_business(
     cluster = planned("aws_eks_cluster", name="lab")
     with pytest.raises(TerraformUnavailable) as late:
         terraform = FakeTerraform(tmp_path / "a", plan(cluster))
-        monkeypatch.setattr(terraform_adopt.time, "monotonic", iter([0.0, 0.0, 1.0]).__next__)
-        monkeypatch.setattr(terraform_adopt.time, "sleep", lambda _: None)
+        monkeypatch.setattr(time, "monotonic", iter([0.0, 0.0, 1.0]).__next__)
+        monkeypatch.setattr(time, "sleep", lambda _: None)
         adoption(terraform, lambda _: eks, said).plan()
     assert late.value.reason == "adoption-coming-up" and len(said) == 1 and "CREATING" in said[0]
     monkeypatch.undo()

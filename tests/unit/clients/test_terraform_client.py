@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nim_rollouts.clients.terraform import StateMark, Terraform, checksum, find_plugin_dir
+from nim_rollouts.clients.terraform import StateMark, Terraform, find_plugin_dir
+from nim_rollouts.clients.terraform_workdir import checksum
 from nim_rollouts.core.errors import TerraformFailed, ToolMissing
 from tests.unit.clients.terraform_fake import (
     BACKEND,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nim_rollouts.core.approval import Asking, counted, duration, need, plan_question
+from nim_rollouts.core.approval import Asking, Question, counted, duration, need, plan_question
 from nim_rollouts.core.cost import Estimate
 
 CREATE, UPDATE, REPLACE, DELETE, FORGET = (
@@ -38,7 +38,7 @@ def test_the_policy(policy: str, changes: list[list[str]], needed: bool, why: st
     assert why in found.why
 
 
-def question(changes: list[list[str]], asking: Asking = ASKING, **more: object) -> object:
+def question(changes: list[list[str]], asking: Asking = ASKING, **more: object) -> Question:
     return plan_question({"checksum": "abc", "changes": changes, **more}, "on-destroy", asking, Estimate(None))
 
 

@@ -13,6 +13,7 @@ from nim_rollouts.core.errors import (
     ApplyRejected,
     GateFailed,
     GateUnmeasured,
+    NimRolloutsError,
     PlatformNotReady,
     PortForwardFailed,
     SmokeTestFailed,
@@ -357,7 +358,7 @@ def silent_on(path: str, *, on_the_way: bool) -> Any:
     [(False, GateFailed, "model-endpoint-unavailable"), (True, GateUnmeasured, "gate-unmeasured")],
 )
 def test_a_silent_endpoint_is_told_from_a_broken_way(
-    serving: World, on_the_way: bool, error: type, reason: str
+    serving: World, on_the_way: bool, error: type[NimRolloutsError], reason: str
 ) -> None:
     pod(serving)
     serving.cluster.answers = silent_on("/v1/models", on_the_way=on_the_way)
@@ -371,7 +372,9 @@ def test_a_silent_endpoint_is_told_from_a_broken_way(
     ("on_the_way", "error", "reason"),
     [(False, SmokeTestFailed, "completion-unanswered"), (True, GateUnmeasured, "gate-unmeasured")],
 )
-def test_a_silent_model_is_told_from_a_broken_way(serving: World, on_the_way: bool, error: type, reason: str) -> None:
+def test_a_silent_model_is_told_from_a_broken_way(
+    serving: World, on_the_way: bool, error: type[NimRolloutsError], reason: str
+) -> None:
     pod(serving)
     serving.cluster.answers = silent_on("/v1/chat/completions", on_the_way=on_the_way)
     with pytest.raises(error) as raised:

@@ -54,9 +54,11 @@ class FakeTerraform:
         file = self.folder / "plan.tfplan"
         file.write_text(str(changes))
         self.calls.append("plan")
-        counts = [sum(action == one for _, action in changes) for one in ("create", "update", "replace", "delete")]
+        add, change, replace, destroy = (
+            sum(action == one for _, action in changes) for one in ("create", "update", "replace", "delete")
+        )
         return PlanSummary(
-            changes, *counts, f"sum{len(self.calls)}", bool(changes), plan_file=str(file),
+            changes, add, change, replace, destroy, f"sum{len(self.calls)}", bool(changes), plan_file=str(file),
             lineage=self.state.lineage, serial=self.state.serial,
         )  # fmt: skip
 
