@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,7 @@ from nim_rollouts.clients.helm_process import find_binary as find_binary
 from nim_rollouts.clients.helm_revisions import HelmStatus as HelmStatus
 from nim_rollouts.clients.include import Include
 from nim_rollouts.clients.resources import Ref
+from nim_rollouts.clients.scratch import scratch
 from nim_rollouts.core import chartvalues
 from nim_rollouts.core.addons import ADDON_LABEL, Addon, overlay
 from nim_rollouts.core.errors import HelmFailed, HelmUnavailable, NeedsHumanError, NimRolloutsError
@@ -116,8 +116,8 @@ class Helm:
         pinned = None if addon.is_local else addon.digest  # a folder is at hand: it is looked at
         if before and pinned and not missing and helm_revisions.holds(before, pinned, values_digest):
             return HelmResult(False, before.revision, before.status, pinned, addon.version)
-        with tempfile.TemporaryDirectory(prefix="nim-rollouts-chart-") as work:
-            chart = helm_charts.fetch(self.process, addon, self.include, Path(work), self.timeout_s)
+        with scratch("chart") as work:
+            chart = helm_charts.fetch(self.process, addon, self.include, work, self.timeout_s)
             if before and not missing and helm_revisions.holds(before, chart.digest, values_digest):
                 return HelmResult(False, before.revision, before.status, chart.digest, chart.version)
             _refuse_changed(addon, before, chart)
@@ -130,7 +130,7 @@ class Helm:
             arguments = ["upgrade", "--install", addon.name, str(chart.path), "--create-namespace", "--skip-crds"]
             arguments += ["--labels", ",".join(f"{key}={value}" for key, value in labels.items())]
             arguments += ["--description", f"chart {chart.digest}", "--history-max", "5", "--server-side", "true"]
-            arguments += self._value_files(addon, extra, Path(work))
+            arguments += self._value_files(addon, extra, work)
             try:
                 self._on_cluster(addon, [*arguments, *self._waiting(addon, wait_s)], self._patience(addon, wait_s))
             except HelmEnded as ended:
@@ -179,8 +179,8 @@ class Helm:
 
     def crds(self, addon: Addon) -> list[dict[str, Any]]:
         """The CustomResourceDefinitions of the chart's crds/ folder."""
-        with tempfile.TemporaryDirectory(prefix="nim-rollouts-chart-") as work:
-            chart = helm_charts.fetch(self.process, addon, self.include, Path(work), self.timeout_s)
+        with scratch("chart") as work:
+            chart = helm_charts.fetch(self.process, addon, self.include, work, self.timeout_s)
             return self._crds(addon, chart)
 
     def _crds(self, addon: Addon, chart: Chart) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from nim_rollouts.clients.access import ClusterAccess
+from nim_rollouts.clients.scratch import scratch
 from nim_rollouts.core.errors import AccessDenied, HelmFailed, HelmUnavailable, ToolMissing, redact
 
 log = logging.getLogger(__name__)
@@ -126,8 +126,8 @@ class HelmProcess:
         :raises HelmUnavailable: not ended within `timeout_s`; it is killed
         """
         command = [self.binary, *arguments, *(["--namespace", namespace] if namespace else [])]
-        with tempfile.TemporaryDirectory(prefix="nim-rollouts-helm-") as folder:
-            token = self._prepare(Path(folder)) if namespace is not None else None
+        with scratch("helm") as folder:
+            token = self._prepare(folder) if namespace is not None else None
             try:
                 done = _run(command, _environment(folder), timeout_s, token.renew if token else _nothing)
             except FileNotFoundError as error:
@@ -245,7 +245,7 @@ def _ends_with_us() -> Callable[[], None] | None:
     return ask
 
 
-def _environment(folder: str) -> dict[str, str]:
+def _environment(folder: Path) -> dict[str, str]:
     """Helm's environment, with a home of its own."""
     return {
         **_inherited(),
