@@ -121,7 +121,11 @@ def _eks(eks: Any, name: str) -> Iterator[tuple[str, str]]:
 def _iam(iam: Any, name: str) -> Iterator[tuple[str, str]]:
     for page in iam.get_paginator("list_roles").paginate():
         for role in page["Roles"]:
-            if not _tagged(iam.list_role_tags(RoleName=role["RoleName"])["Tags"], name):
+            try:
+                tags = iam.list_role_tags(RoleName=role["RoleName"])["Tags"]
+            except iam.exceptions.NoSuchEntityException:  # another environment's, which is destroyed meanwhile
+                continue
+            if not _tagged(tags, name):
                 continue
             yield "aws_iam_role", role["RoleName"]
             for policy in iam.list_attached_role_policies(RoleName=role["RoleName"])["AttachedPolicies"]:
