@@ -52,6 +52,7 @@ def clean(live: Live, platform: None) -> Rollout:
     return _CLEAN[live.r.state]
 
 
+@pytest.mark.slow
 @pytest.mark.live(order=75)
 def test_tasks_and_a_triggerer_killed_as_a_model_is_written(live: Live, platform: None) -> None:
     """The short form: one rollout without a benchmark, on what an earlier one has left but its model."""

@@ -96,6 +96,7 @@ def test_a_run_of_100_requests_passes(nim: Callable[..., None], tmp_path: Path) 
     assert seconds < 60
 
 
+@pytest.mark.slow
 def test_errors_are_rejected_with_their_number(nim: Callable[..., None], tmp_path: Path) -> None:
     nim(NIM_STANDIN_ERROR_PERCENT="30")
     code, log, _ = benchmark(tmp_path)

@@ -105,6 +105,7 @@ def test_a_download_is_put_to_rest_resumed_and_made_anew(cluster: Cluster, sessi
     assert len(said) == 4, said
 
 
+@pytest.mark.slow
 def test_a_filled_cache_that_flaps_is_settled(cluster: Cluster, session: Any) -> None:
     """Follows the test above: its download fails once, then succeeds, and the operator swings to and fro."""
 

@@ -154,6 +154,7 @@ async def test_two_gpu_pods_get_one_node_which_goes_when_they_are_gone(r: Rehear
     assert instances(r) == {}
 
 
+@pytest.mark.slow
 async def test_a_node_that_a_pod_still_waits_for_is_not_empty(kube: Kube) -> None:
     """The scheduler may bind a pod seconds after its node has come: it tries again ever later."""
     limits = {"cpu": "20", "nvidia.com/gpu": "2"}
@@ -267,6 +268,7 @@ async def test_what_is_not_to_be_disturbed_stays(kube: Kube) -> None:
     await until(lambda: _none(kube, "/api/v1/nodes"))
 
 
+@pytest.mark.slow
 async def test_kwok_keeps_address_lease_and_logs_also_over_its_restart(plane: Plane, kube: Kube) -> None:
     await create(kube, pod("logged"))
     name = await until(home(kube, "logged"))
@@ -306,6 +308,7 @@ async def test_kwok_keeps_address_lease_and_logs_also_over_its_restart(plane: Pl
     assert live["status"]["phase"] == "Pending" and "podIP" not in live["status"], "KWOK writes no pod"
 
 
+@pytest.mark.slow
 async def test_karpenter_goes_on_after_a_restart(plane: Plane, kube: Kube) -> None:
     await create(kube, pod("before"))
     first = await until(home(kube, "before"))
@@ -503,6 +506,7 @@ async def test_failures_are_worded_as_the_drivers_and_tried_again(r: Rehearsal, 
     assert max(e["count"] for e in events if e["reason"] == "ProvisioningFailed") > 1
 
 
+@pytest.mark.slow
 async def test_wait_for_first_consumer_waits_for_the_scheduler(r: Rehearsal, kube: Kube, efs: Any) -> None:
     await create(kube, claim(await storage_class(kube, file_system(r, efs), mode="WaitForFirstConsumer")))
     await asyncio.sleep(1.5)
@@ -513,6 +517,7 @@ async def test_wait_for_first_consumer_waits_for_the_scheduler(r: Rehearsal, kub
     assert await until(home(kube, "consumer"))
 
 
+@pytest.mark.slow
 async def test_an_immediate_claim_and_its_gpu_pod_come_together(r: Rehearsal, kube: Kube, efs: Any) -> None:
     await create(kube, claim(await storage_class(kube, file_system(r, efs))))
     volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]

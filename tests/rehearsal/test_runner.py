@@ -379,6 +379,7 @@ async def test_liveness_restarts(kube: Kube) -> None:
     assert ("Killing", "Container main failed liveness probe, will be restarted") in await events(kube, "sick")
 
 
+@pytest.mark.slow
 async def test_ordered_faults(kube: Kube, r: Rehearsal) -> None:
     faults.order(r, "cache-job-fails", pods=1)
     faults.order(r, "crash-loop", after_s=1.0)

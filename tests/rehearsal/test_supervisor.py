@@ -107,6 +107,7 @@ def test_a_killed_supervisor_is_cleaned_up_after(tmp_path: Path) -> None:
     assert open_ports(r) == []
 
 
+@pytest.mark.slow
 def test_a_part_that_dies_later_is_reported_and_ends_nothing_else(tmp_path: Path) -> None:
     state = tmp_path / "state"
     try:

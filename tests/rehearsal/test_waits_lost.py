@@ -155,6 +155,7 @@ def test_what_is_there_already_is_seen_within_a_second(live: Live, rollouts: Rol
     assert median(ages) < 1.0 * crowded, f"seconds to see what was there: {ages}, load {crowded:.1f} per core"
 
 
+@pytest.mark.slow
 @pytest.mark.live(order=18)
 def test_some_deferrals_none_lost(live: Live, rollouts: Rollouts) -> None:
     none_lost(live, rollouts, runs=5)

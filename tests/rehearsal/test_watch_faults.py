@@ -104,6 +104,7 @@ async def test_a_cut_loses_nothing_and_lists_nothing(
     assert proxy.lists("/serviceaccounts") == 1
 
 
+@pytest.mark.slow
 async def test_a_storm_is_told_and_survived_and_retry_after_is_honoured(
     proxy: FaultProxy,
     through: ClusterAccess,
