@@ -103,6 +103,13 @@ class Ground:
         self._processes.set_forkserver_preload([terraform_tries.__name__])
         self._tries: dict[str, int] = {}
 
+    def root(self, name: str, main: str) -> None:
+        """An environment of a small root of its own; `main` is all of that."""
+        folder = self.include / name
+        folder.mkdir()
+        (folder / "main.tf").write_text(main)
+        self.environment(name, name, {"admin_principal_arns": []})
+
     def environment(self, name: str, root: str = "terraform/eks", variables: dict[str, Any] | None = None) -> None:
         """An environment of the production example's kind, smaller where that only saves time."""
         text = yaml.safe_load((ROOT / "include" / "environments" / "rehearsal.yaml").read_text())

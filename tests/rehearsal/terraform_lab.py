@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,24 @@ class Lab:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             os.killpg(json.loads((self.work / "running.json").read_text())["pid"], signal.SIGKILL)
 
+    @property
+    def lock_file(self) -> dict[str, str]:
+        """Where the state's lock lies."""
+        return {"Bucket": BUCKET, "Key": f"{self.backend['key']}.tflock"}
+
+    def lock_by(self, who: str) -> dict[str, str]:
+        """Lock the state, as somebody else's apply does; what the lock says."""
+        created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        info = {"ID": "4a1c", "Operation": "OperationTypeApply", "Info": "", "Who": who, "Version": "1.11.4",
+                "Created": created, "Path": f"{BUCKET}/{self.backend['key']}"}  # fmt: skip
+        client(self.r, "s3").put_object(**self.lock_file, Body=json.dumps(info).encode())
+        return info
+
     def lock(self) -> dict[str, Any] | None:
         """The state's lock, or None."""
         s3 = client(self.r, "s3")
         try:
-            body = s3.get_object(Bucket=BUCKET, Key=f"{self.backend['key']}.tflock")["Body"].read()
+            body = s3.get_object(**self.lock_file)["Body"].read()
         except s3.exceptions.NoSuchKey:
             return None
         found: dict[str, Any] = json.loads(body)

@@ -12,14 +12,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
-import boto3
 import pytest
 
 from rehearsal import faults
-from rehearsal.aws.environment import session
 from rehearsal.config import ROOT, Rehearsal
 from rehearsal.karpenter import local
 from rehearsal.kube import ApiError, Kube, NotFound, Obj, path, path_of
+from tests.rehearsal.aws_standin import client
 from tests.rehearsal.plane import Plane, standing
 
 PARTS = {
@@ -87,13 +86,9 @@ async def messages(kube: Kube, name: str, reason: str, component: str) -> list[s
 CLAIMS = "/apis/karpenter.sh/v1/nodeclaims"
 
 
-def ec2(r: Rehearsal) -> Any:
-    return session(r.url("aws")).client("ec2", endpoint_url=r.url("aws"))
-
-
 def instances(r: Rehearsal) -> dict[str, Any]:
     """What runs, by id."""
-    found = [one for group in ec2(r).describe_instances()["Reservations"] for one in group["Instances"]]
+    found = [one for group in client(r, "ec2").describe_instances()["Reservations"] for one in group["Instances"]]
     return {one["InstanceId"]: one for one in found if one["State"]["Name"] != "terminated"}
 
 
@@ -246,7 +241,7 @@ async def test_a_node_whose_instance_is_ended_from_outside_goes(r: Rehearsal, ku
     await create(kube, pod("cpu"))
     first = await until(home(kube, "cpu"))
     (identifier,) = instances(r)
-    ec2(r).terminate_instances(InstanceIds=[identifier])
+    client(r, "ec2").terminate_instances(InstanceIds=[identifier])
 
     async def replaced() -> bool:
         names = [node["metadata"]["name"] for node in await kube.list("/api/v1/nodes")]
@@ -365,13 +360,12 @@ async def test_karpenters_own_operators_are_taken_and_honoured(kube: Kube) -> No
 
 @pytest.fixture
 def efs(r: Rehearsal) -> Iterator[Any]:
-    credentials = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-west-2"}
-    client = boto3.client("efs", endpoint_url=r.url("aws"), **credentials)
-    yield client
-    for fs in client.describe_file_systems()["FileSystems"]:
-        for target in client.describe_mount_targets(FileSystemId=fs["FileSystemId"])["MountTargets"]:
-            client.delete_mount_target(MountTargetId=target["MountTargetId"])
-        client.delete_file_system(FileSystemId=fs["FileSystemId"])
+    efs = client(r, "efs")
+    yield efs
+    for fs in efs.describe_file_systems()["FileSystems"]:
+        for target in efs.describe_mount_targets(FileSystemId=fs["FileSystemId"])["MountTargets"]:
+            efs.delete_mount_target(MountTargetId=target["MountTargetId"])
+        efs.delete_file_system(FileSystemId=fs["FileSystemId"])
 
 
 def file_system(r: Rehearsal, efs: Any, *, mounted: bool = True) -> str:
@@ -382,9 +376,7 @@ def file_system(r: Rehearsal, efs: Any, *, mounted: bool = True) -> str:
 
 
 def mount(r: Rehearsal, efs: Any, fs: str) -> None:
-    credentials = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-west-2"}
-    ec2 = boto3.client("ec2", endpoint_url=r.url("aws"), **credentials)
-    subnet = ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+    subnet = client(r, "ec2").describe_subnets()["Subnets"][0]["SubnetId"]
     efs.create_mount_target(FileSystemId=fs, SubnetId=subnet)
 
 

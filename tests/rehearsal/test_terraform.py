@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -137,17 +136,13 @@ def test_a_state_is_encrypted_with_the_key_of_its_bucket(r: Rehearsal, tmp_path:
 def test_a_lock_of_somebody_else_is_refused_and_stays(r: Rehearsal, tmp_path: Path) -> None:
     lab = Lab(r, tmp_path, "foreign")
     terraform = lab.terraform()
-    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    info = {"ID": "4a1c", "Operation": "OperationTypeApply", "Info": "", "Who": "ada@laptop", "Version": "1.11.4",
-            "Created": created, "Path": f"{BUCKET}/{lab.backend['key']}"}  # fmt: skip
-    key = f"{lab.backend['key']}.tflock"
-    client(r, "s3").put_object(Bucket=BUCKET, Key=key, Body=json.dumps(info).encode())
+    info = lab.lock_by("ada@laptop")
     with pytest.raises(TerraformUnavailable) as refused:
         terraform.plan(lab.variables())
     assert refused.value.reason == "state-locked" and "ada@laptop" in refused.value.message
     assert "force-unlock 4a1c" in refused.value.hint
     old = info | {"Created": "2026-01-01T00:00:00Z", "Who": whoami()}
-    client(r, "s3").put_object(Bucket=BUCKET, Key=key, Body=json.dumps(old).encode())
+    client(r, "s3").put_object(**lab.lock_file, Body=json.dumps(old).encode())
     with pytest.raises(NeedsHumanError) as stopped:
         terraform.plan(lab.variables())
     assert "2026-01-01" in stopped.value.message and lab.lock() == old
@@ -270,13 +265,10 @@ def test_a_lock_that_was_in_the_way_changes_nothing_of_what_is_applied(
     world.accepted()
     _operators(world, monkeypatch, lab)
     planned = _run(world, monkeypatch, TerraformPlanOperator, "terraform_plan")
-    lock = {"ID": "4a1c", "Operation": "OperationTypeApply", "Info": "", "Who": "ada@laptop", "Version": "1.11.4",
-            "Created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"), "Path": lab.backend["key"]}  # fmt: skip
-    place = {"Bucket": BUCKET, "Key": f"{lab.backend['key']}.tflock"}
-    client(r, "s3").put_object(**place, Body=json.dumps(lock).encode())
+    lab.lock_by("ada@laptop")
     with pytest.raises(TerraformUnavailable, match="ada@laptop"):
         _run(world, monkeypatch, TerraformApplyOperator, "terraform_apply")
-    client(r, "s3").delete_object(**place)
+    client(r, "s3").delete_object(**lab.lock_file)
     given["groups"] = 3
     applied = _run(world, monkeypatch, TerraformApplyOperator, "terraform_apply", 2)
     assert applied["checksum"] == planned["checksum"] and "replanned" not in applied

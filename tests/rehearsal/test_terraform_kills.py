@@ -83,10 +83,7 @@ def life(ground: Ground, name: str, apply: Moment, destroy: Callable[[], Moment]
 @pytest.mark.timeout(600)
 def test_worker_and_terraform_killed_with_nothing_in_the_state(ground: Ground) -> None:
     """An address, which has no name to be in the way of a second one, and a log group, which has."""
-    root = ground.include / "small"
-    root.mkdir()
-    (root / "main.tf").write_text(SMALL)
-    ground.environment("small", "small", {"admin_principal_arns": []})
+    ground.root("small", SMALL)
     ground.kill("small", APPLY, Moment("apply_complete", "aws_eip.this"), "both")
     assert in_aws(ground.r, "small")["aws_eip", address(ground.r)] == 1
     ended = ground.converge("small", APPLY[1:])
@@ -100,10 +97,7 @@ def test_worker_and_terraform_killed_with_nothing_in_the_state(ground: Ground) -
 @pytest.mark.timeout(600)
 def test_worker_and_terraform_killed_once_all_is_done_and_the_lock_is_gone(ground: Ground) -> None:
     """terraform's last words: nobody has noted yet which state it left. It is not taken for somebody else's."""
-    root = ground.include / "small"
-    root.mkdir()
-    (root / "main.tf").write_text(SMALL)
-    ground.environment("small", "small", {"admin_principal_arns": []})
+    ground.root("small", SMALL)
     ground.kill("small", APPLY, Moment("change_summary"), "both")
     assert locks(ground.r, STATE) == [] and not (ground.folder / "work/small/terraform/left").exists()
     ended = ground.converge("small", APPLY[1:])

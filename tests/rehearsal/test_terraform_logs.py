@@ -31,9 +31,7 @@ def test_it_is_taken_over_by_the_next_deploy_and_by_the_next_teardown(tmp_path: 
     r, process = start(tmp_path)
     try:
         ground, logs = Ground(r, tmp_path), client(r, "logs")
-        (ground.include / "logs").mkdir()
-        (ground.include / "logs" / "main.tf").write_text(ROOT)
-        ground.environment("lab", "logs", {"admin_principal_arns": []})
+        ground.root("lab", ROOT)
         logs.create_log_group(logGroupName=GROUP)
         ended = ground.attempt("lab", APPLY)
         assert ended["ok"], ended
